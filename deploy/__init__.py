@@ -1,0 +1,1 @@
+"""Exporters, verification and reports, found by entry point."""

@@ -1,0 +1,7 @@
+"""tmp"""
+
+from pathlib import Path
+
+
+def report(run):
+    return Path(run) / "report.html"

@@ -1,0 +1,65 @@
+"""States that survive a kill, and signals that wait for a good moment."""
+
+from __future__ import annotations
+
+import io
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from hwnas.errors import RunError
+from hwnas.files import write_atomic
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values, atomically."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint without running any code from it.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        raise RunError(f"checkpoint {path} cannot be read ({error}). Delete it to start over.") from error
+    return state
+
+
+class DeferredSignals:
+    """Turns Ctrl-C and SIGTERM into a flag that long work looks at between two steps."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread: whoever runs us handles signals
+                pass
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._received is not None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number

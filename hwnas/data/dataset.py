@@ -1,0 +1,121 @@
+"""A labelled set of images, and the pair of them that makes a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hwnas.data.images import Images
+
+Item = int | tuple[int, int]
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled, normalised images; addressed by number, or by number and seed for training augmentation.
+
+    ``dataset[index]`` is deterministic. ``dataset[index, seed]`` is augmented; the same pair gives the same
+    bits in any process, and the global random state is neither read nor changed.
+
+    Args:
+        images: The images of this set and perhaps others (see ``subset``).
+        labels: Class of each image, integers ``(N,)`` in ``0 .. len(classes) - 1``.
+        classes: Class names.
+        mean: Mean of each channel, of images scaled to 0..1; subtracted.
+        std: Standard deviation of each channel on the same scale; divided by.
+
+    Example:
+        >>> from hwnas.data import load_data
+        >>> digits = load_data("digits", resolution=16).train
+        >>> image, label = digits[0]
+        >>> image.shape, image.dtype, type(label)
+        (torch.Size([3, 16, 16]), torch.float32, <class 'int'>)
+        >>> torch.equal(digits[0, 7][0], digits[0, 7][0])
+        True
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: np.ndarray,
+        *,
+        classes: tuple[str, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+        self.classes = classes
+        self._images = images
+        self._positions = np.arange(len(self.labels))
+        self._shift = 255 * torch.tensor(mean).view(3, 1, 1)
+        self._scale = 1 / (255 * torch.tensor(std).view(3, 1, 1))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, also of those that a subset may lack."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, int]:
+        """One image and its label.
+
+        Args:
+            item: Index for the evaluation image, or ``(index, seed)`` for an augmented one; seed in ``0 ..
+                2**64 - 1``.
+
+        Returns:
+            Normalised float32 image of shape ``(3, resolution, resolution)``, grey repeated in all channels;
+            label.
+
+        Raises:
+            DataError: The image's file cannot be read; names it.
+            IndexError: There is no image of that number.
+        """
+        if isinstance(item, tuple):
+            index, seed = item
+            generator = torch.Generator().manual_seed(seed)
+            pixels = self._images.augmented_image(int(self._positions[index]), generator)
+        else:
+            index = item
+            pixels = self._images.evaluation_image(int(self._positions[index]))
+        return pixels.float().sub(self._shift).mul_(self._scale), int(self.labels[index])
+
+    def subset(self, indices: np.ndarray) -> ImageDataset:
+        """The images of the given numbers, in that order; pixels are shared, not copied.
+
+        Args:
+            indices: Numbers in this data set, integers ``(M,)``.
+        """
+        part: ImageDataset = ImageDataset.__new__(ImageDataset)
+        part.__dict__.update(self.__dict__)
+        part.labels, part._positions = self.labels[indices], self._positions[indices]
+        return part
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set ready for search: training images, held-out images, and what they were normalised with.
+
+    Args:
+        spec: The text it was loaded from, such as ``imagenet:/data/imagenet``.
+        classes: Class names; a label is an index into them.
+        train: Training images.
+        val: Held-out images: for reporting, never for training weights or architecture.
+        mean: Mean of each channel (red, green, blue) of images scaled to 0..1.
+        std: Standard deviation of each channel on the same scale.
+        resolution: Side of every image, in pixels.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    train: ImageDataset
+    val: ImageDataset
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resolution: int

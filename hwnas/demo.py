@@ -1,0 +1,109 @@
+"""The whole loop on this machine's processor, on real images, in minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hwnas.console import draw
+from hwnas.errors import VerificationError
+from hwnas.latency.budget import feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.sweep import profile
+from hwnas.metrics import Progress
+from hwnas.plugins import PROOFS, create_profiler, load
+from hwnas.run import RunFolder
+from hwnas.search.target import MAX_ROUNDS
+from hwnas.space import create_space
+from hwnas.steps import default_target_ms, export_run, search_run, tighten_run, train_run
+
+Say = Callable[[str], None]
+
+SPACE = "tiny-mbconv"
+
+
+def demo(
+    output: Path, *, data: str, max_ms: float | None, seed: int, progress: Progress, say: Say
+) -> dict[str, Any]:
+    """Profiles, searches under a limit, trains, exports and proves; see the README.
+
+    Args:
+        output: Folder of the table and the run; an interrupted demo goes on there.
+        data: A data set of ten classes.
+        max_ms: The limit; the middle of the reachable range if not given.
+        seed: Decides everything random.
+        progress: Told about every step.
+        say: Prints one line.
+
+    Returns:
+        The verification document.
+
+    Raises:
+        VerificationError: The exported network breaks a bound, after at most three derivations.
+    """
+    space = create_space(SPACE)
+    say(f"1. profile: {len(space.signatures())} operators of space '{SPACE}' ({space.size:,} networks)")
+    table = profile(space, create_profiler("onnxruntime"), output=output / "table.csv", progress=progress)
+    say(f"   {table.environment}")
+    model = LatencyModel.from_table(space, table)
+    say_error(model, say)
+    low, high = feasible_range_ms(model)
+    target = max_ms if max_ms is not None else default_target_ms(model)
+    say(f"3. reachable: {low:.3f} to {high:.3f} ms; target {target:.3f} ms")
+    say("4. search: straight-through Gumbel, one path in memory, latency multiplier adapts")
+    rounds = search_run(
+        space, table, output, data=data, max_ms=target, seed=seed,
+        resume=(output / "run.json").exists(), progress=progress,
+    )  # fmt: skip
+    run = RunFolder.open(output)
+    tried = len(rounds)
+    while True:
+        say("5. derive: most probable architecture under the limit, exactly")
+        for each in rounds:
+            say(
+                f"   limit {each.limit_ms:.3f} ms: predicted {each.predicted_ms:.3f}, measured {each.measured_ms:.3f}"
+            )
+        say(draw(space, run.architecture()))
+        accuracy = train_run(run, progress=progress)
+        say(f"6. train: {accuracy:.1%} on held-out images")
+        say(f"   exported {export_run(run)}")
+        proof: dict[str, Any] = load(PROOFS, "verify")(output)
+        say_proof(proof, say)
+        if proof["latency"]["met"] or tried >= MAX_ROUNDS:
+            break
+        say("   the exported file misses the target: tighten and derive again")
+        rounds = tighten_run(run, proof["latency"]["measured_ms"])
+        tried += len(rounds)
+        if not rounds:
+            break
+    say(f"7. report: {load(PROOFS, 'report')(output)}")
+    if proof["failures"]:
+        raise VerificationError(f"{output / 'model.onnx'}: {'; '.join(proof['failures'])}.")
+    return proof
+
+
+def say_error(model: LatencyModel, say: Say) -> None:
+    """States how well the table predicts whole networks, loudly if badly."""
+    say(f"2. held-out error of the table: {model.error or 'unknown, no network was measured'}")
+    for name, error in (model.baselines or {}).items():
+        say(f"   {name} for comparison: {error}")
+    if model.poor:
+        say(
+            "   WARNING: this table predicts whole networks poorly. Close other programs, then profile again "
+            "with more --rounds and --networks."
+        )
+
+
+def say_proof(proof: dict[str, Any], say: Say) -> None:
+    """States numerics and latency of the exported file."""
+    numerics, latency = proof["numerics"], proof["latency"]
+    say(
+        f"   verified on {numerics['num_images']} held-out images: largest difference "
+        f"{numerics['max_difference']:.1e}, top-1 agreement {numerics['top1_agreement']:.1%}"
+    )
+    say(
+        f"   target {latency['target_ms']:.3f} ms | predicted {latency['predicted_ms']:.3f} ms | measured "
+        f"{latency['measured_ms']:.3f} ms (p50 {latency['p50_ms']:.3f}, p90 {latency['p90_ms']:.3f}, "
+        f"p99 {latency['p99_ms']:.3f}): {'met' if latency['met'] else 'MISSED'}"
+    )

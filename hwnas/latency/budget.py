@@ -1,0 +1,170 @@
+"""A hard latency target, stated once, and the exact programme that respects it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import lil_matrix
+
+from hwnas.errors import InfeasibleBudgetError
+from hwnas.latency.calibration import Array
+from hwnas.latency.model import LatencyModel
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A model of latency and the most that a network may take.
+
+    Regularizers, samplers and derivations all read the limit from here.
+
+    Args:
+        model: Predicts latency.
+        max_ms: The limit in milliseconds.
+
+    Raises:
+        InfeasibleBudgetError: No network of the space is that fast; names the smallest reachable latency.
+    """
+
+    model: LatencyModel
+    max_ms: float
+
+    def __post_init__(self) -> None:
+        low, high = feasible_range_ms(self.model)
+        if not self.max_ms >= low:
+            hint = ""
+            if low <= self.max_ms * 1000 <= high:
+                hint = (
+                    f" Is the target in seconds? {self.max_ms:g} s would be --max-ms {self.max_ms * 1000:g}."
+                )
+            raise InfeasibleBudgetError(
+                f"no network of space '{self.model.space.name}' runs in {self.max_ms:g} ms; the smallest "
+                f"reachable latency is {low:.4g} ms and the largest {high:.4g} ms. Ask for at least {low:.4g} ms, "
+                f"or search a smaller space.{hint}"
+            )
+
+    def allows(self, ms: float) -> bool:
+        """Whether a latency is within the limit."""
+        return ms <= self.max_ms
+
+
+def feasible_range_ms(model: LatencyModel) -> tuple[float, float]:
+    """Predicted latency of the fastest and of the slowest network of the model's space."""
+    low, high = (
+        float(model.exact_ms_many([next(solve(model, sign * _no_scores(model), latency=-sign))])[0])
+        for sign in (1, -1)
+    )
+    return low, high
+
+
+def solve(
+    model: LatencyModel,
+    scores: Sequence[Array] | Array,
+    *,
+    max_ms: float = np.inf,
+    min_ms: float = -np.inf,
+    latency: float = 0.0,
+) -> Iterator[tuple[int, ...]]:
+    """Architectures of greatest total score within a limit, best first, exactly.
+
+    A 0/1 programme: one variable for every option, one option a choice, one more variable for every
+    combination where layers depend on several choices together, and the latency as a linear constraint.
+    After each solution a cut excludes it, so the iterator ends when no network is left.
+
+    Args:
+        model: Predicts latency.
+        scores: Per choice, one score an option; they add up.
+        max_ms: Upper limit; none if not given.
+        min_ms: Lower limit; none if not given.
+        min_ms: Lower limit; none if not given.
+        latency: Weight of the predicted latency in the score.
+
+    Yields:
+        Option indices.
+
+    Source:
+        LANA, arXiv 2107.10624, section 3, equation 3, with additive scores.
+    """
+    programme = _Programme(model)
+    objective = -(programme.of_scores(scores) + latency * programme.cost)
+    constraints: list[LinearConstraint] = programme.structure()
+    limits = min_ms - model.fixed_ms, max_ms - model.fixed_ms
+    constraints.append(LinearConstraint(programme.cost[None], *limits))
+    while True:
+        result = milp(
+            objective,
+            integrality=np.ones_like(objective),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return
+        found = programme.decode(result.x)
+        # The solver's feasibility tolerance is 1e-6; what it lets slip over a limit is cut away here.
+        if min_ms <= model.exact_ms_many([found])[0] <= max_ms:
+            yield found
+        constraints.append(programme.cut(found))
+
+
+class _Programme:
+    """Columns: the options of every choice, then the combinations of every factor over several choices."""
+
+    def __init__(self, model: LatencyModel) -> None:
+        self.options = model.space.num_options
+        self.starts = np.concatenate([[0], np.cumsum(self.options)]).astype(int)
+        self.joint = [factor for factor in model.factors if len(factor.choices) > 1]
+        self.size = int(self.starts[-1] + sum(factor.ms.size for factor in self.joint))
+        self.cost = np.zeros(self.size)
+        for factor in model.factors:
+            if len(factor.choices) == 1:
+                self.cost[self.columns(factor.choices[0])] += factor.ms
+        column = int(self.starts[-1])
+        for factor in self.joint:
+            self.cost[column : column + factor.ms.size] = factor.ms.ravel()
+            column += factor.ms.size
+
+    def columns(self, choice: int) -> slice:
+        return slice(int(self.starts[choice]), int(self.starts[choice + 1]))
+
+    def of_scores(self, scores: Sequence[Array] | Array) -> Array:
+        flat = np.zeros(self.size)
+        for choice in range(len(self.options)):
+            flat[self.columns(choice)] = scores[choice][: self.options[choice]]
+        return flat
+
+    def structure(self) -> list[LinearConstraint]:
+        """One option a choice; a combination is on exactly when all of its options are."""
+        rows: list[tuple[Any, float]] = []
+        matrix = lil_matrix((len(self.options) + sum(sum(f.ms.shape) for f in self.joint), self.size))
+        for choice in range(len(self.options)):
+            matrix[choice, self.columns(choice)] = 1
+            rows.append((choice, 1.0))
+        row, column = len(self.options), int(self.starts[-1])
+        for factor in self.joint:
+            positions = np.indices(factor.ms.shape).reshape(len(factor.choices), -1)
+            for axis, choice in enumerate(factor.choices):
+                for option in range(factor.ms.shape[axis]):
+                    matrix[row, column + np.flatnonzero(positions[axis] == option)] = 1
+                    matrix[row, self.starts[choice] + option] = -1
+                    rows.append((row, 0.0))
+                    row += 1
+            column += factor.ms.size
+        equal = np.asarray([value for _, value in rows])
+        return [LinearConstraint(matrix.tocsr(), equal, equal)]
+
+    def decode(self, solution: Array) -> tuple[int, ...]:
+        return tuple(int(np.argmax(solution[self.columns(choice)])) for choice in range(len(self.options)))
+
+    def cut(self, found: tuple[int, ...]) -> LinearConstraint:
+        """Excludes one architecture."""
+        row = np.zeros((1, self.size))
+        row[0, [self.starts[choice] + option for choice, option in enumerate(found)]] = 1
+        return LinearConstraint(row, ub=len(found) - 1)
+
+
+def _no_scores(model: LatencyModel) -> Array:
+    return np.zeros((len(model.space.choices), max(model.space.num_options, default=0)))

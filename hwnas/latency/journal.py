@@ -1,0 +1,121 @@
+"""Raw samples of a sweep in progress, one line a visit, so that a killed sweep goes on where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hwnas.errors import EnvironmentMismatchError, OutputError, RunError
+from hwnas.latency.environment import Environment
+
+FORMAT = "hwnas-sweep-journal-1"
+
+
+class Journal:
+    """Append-only JSON lines beside the table; a line cut short by a crash is dropped on the next start.
+
+    Use it as a context manager: it holds a lock, so two sweeps never write one table.
+
+    Args:
+        path: The journal's file.
+        environment: Where this sweep measures; a journal from another environment is refused.
+        plan: What decides the meaning of a visit (space, rounds, seed); a journal of another plan is refused.
+
+    Raises:
+        RunError: Another sweep is writing the same table, or the journal belongs to another plan.
+        EnvironmentMismatchError: The interrupted sweep ran elsewhere.
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path, environment: Environment, plan: Mapping[str, Any]) -> None:
+        self.path = path
+        self._environment, self._plan = environment, dict(plan)
+        self.samples: dict[str, dict[int, list[float]]] = defaultdict(dict)
+        self.failures: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}. Choose an output in a folder you can write to."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except OSError as error:
+            self._file.close()
+            raise RunError(
+                f"another sweep is writing {self.path}. Wait for it, or choose another output."
+            ) from error
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def done(self, key: str, visit: int) -> bool:
+        """Whether that visit is on record, or the item is known to fail."""
+        return visit in self.samples[key] or key in self.failures
+
+    def add(self, key: str, visit: int, samples_ms: list[float]) -> None:
+        """Records one visit durably."""
+        self.samples[key][visit] = samples_ms
+        self._write({"key": key, "visit": visit, "ms": [round(s, 6) for s in samples_ms]})
+
+    def fail(self, key: str, error: str) -> None:
+        """Records that an item cannot be measured."""
+        self.failures[key] = error
+        self._write({"key": key, "failed": error})
+
+    def remove(self) -> None:
+        """Deletes the journal; the table has taken its place."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}. Free some space and resume."
+            ) from error
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        text = self._file.read()
+        whole = text[: text.rfind("\n") + 1]
+        if len(whole) < len(text):
+            self._file.truncate(len(whole.encode()))
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if not lines:
+            self._write({"format": FORMAT, "environment": self._environment.to_dict(), "plan": self._plan})
+            return
+        self._check(lines[0])
+        for line in lines[1:]:
+            if "failed" in line:
+                self.failures[line["key"]] = line["failed"]
+            else:
+                self.samples[line["key"]][line["visit"]] = line["ms"]
+
+    def _check(self, header: Mapping[str, Any]) -> None:
+        remedy = f"Delete {self.path} to start over, or choose another output."
+        if header.get("format") != FORMAT or header["plan"] != self._plan:
+            raise RunError(f"{self.path} is an interrupted sweep of something else. {remedy}")
+        differences = Environment.from_dict(header["environment"]).differences(self._environment)
+        if differences:
+            raise EnvironmentMismatchError(
+                f"{self.path} is an interrupted sweep from another environment: {'; '.join(differences)}. {remedy}"
+            )

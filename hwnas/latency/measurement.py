@@ -1,0 +1,66 @@
+"""What is known about the latency of one operator or network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwnas.errors import MeasurementError
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Statistics of repeated runs, or the reason why there are none.
+
+    Args:
+        ms: The statistic that stands for the operator: the low quantile ``QUANTILE`` of all runs.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        spread: Disagreement between rounds: interquartile range of the rounds' low quantiles over ``ms``.
+        num_samples: Number of timed runs.
+        status: ``ok``, ``unstable`` (rounds disagree by more than ``MAX_SPREAD``) or ``failed``.
+        error: Why it failed; empty otherwise.
+    """
+
+    ms: float
+    p50_ms: float
+    p90_ms: float
+    spread: float
+    num_samples: int
+    status: str = "ok"
+    error: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a number at all."""
+        return self.status != "failed"
+
+
+QUANTILE = 0.1
+"""A low quantile predicts best on a shared machine: other tenants only ever add time."""
+
+MAX_SPREAD = 0.1
+
+
+def summarise(rounds: Sequence[Sequence[float]]) -> Measurement:
+    """Statistics over rounds of raw run times in milliseconds.
+
+    Raises:
+        MeasurementError: No samples, or a sample that is not a positive finite number.
+    """
+    samples = np.asarray([sample for samples in rounds for sample in samples], dtype=np.float64)
+    if not samples.size or not np.isfinite(samples).all() or (samples <= 0).any():
+        raise MeasurementError("a measurement needs at least one run time, each positive and finite.")
+    ms, p50, p90 = (float(q) for q in np.quantile(samples, (QUANTILE, 0.5, 0.9)))
+    per_round = [float(np.quantile(samples, QUANTILE)) for samples in rounds if len(samples)]
+    low, high = np.quantile(per_round, (0.25, 0.75))
+    spread = float(high - low) / ms
+    return Measurement(ms, p50, p90, spread, int(samples.size), "unstable" if spread > MAX_SPREAD else "ok")
+
+
+def failure(error: str) -> Measurement:
+    """The record of a measurement that did not succeed."""
+    return Measurement(math.nan, math.nan, math.nan, math.nan, 0, "failed", " ".join(error.split())[:300])

@@ -1,0 +1,159 @@
+"""Targets and export formats from any package, found by entry point.
+
+A package adds a device by declaring one entry point in the group ``hwnas.profilers`` (or
+``hwnas.exporters``); the core never imports ``hwnas.profilers`` or ``hwnas.deploy`` by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+
+from hwnas.errors import MissingPackageError, UnknownNameError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from hwnas.latency.environment import Environment
+    from hwnas.space import Shape
+
+PROFILERS = "hwnas.profilers"
+EXPORTERS = "hwnas.exporters"
+PROOFS = "hwnas.proofs"
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One network, loaded on the device and ready to run."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Output for images of shape ``(batch, channels, height, width)``, float32."""
+
+    def time_ms(self, *, budget_ms: float) -> list[float]:
+        """Runs for about ``budget_ms`` after a short warm-up; the time of every run, synchronised."""
+
+    def close(self) -> None:
+        """Frees what the device holds."""
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """One target: a runtime on a device.
+
+    ``consumes`` says what ``prepare`` takes: ``onnx`` (the bytes of a model) or ``module`` (a PyTorch
+    module in evaluation mode).
+    """
+
+    consumes: Literal["onnx", "module"]
+
+    def environment(self) -> Environment:
+        """The conditions under which this profiler measures."""
+
+    def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> Session:
+        """Loads a model for inputs of ``(environment().batch, *input_shape)``.
+
+        Raises:
+            MeasurementError: The device refuses the model; the sweep records it and goes on.
+        """
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """One deployment format."""
+
+    suffix: str
+
+    def export(
+        self,
+        network: nn.Module,
+        path: Path,
+        *,
+        input_shape: Shape,
+        precision: str,
+        metadata: Mapping[str, str],
+    ) -> Path:
+        """Writes the network to ``path`` and returns the path; the file is complete or absent."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed entry point, described without importing it.
+
+    Args:
+        name: What the user types.
+        target: ``module:attribute``.
+        missing: Requirements of the entry point's extra that are not installed.
+        remedy: The command that installs them.
+    """
+
+    name: str
+    target: str
+    missing: tuple[str, ...]
+    remedy: str
+
+
+def available(group: str) -> dict[str, Plugin]:
+    """Every plug-in of a group by name; imports none of them."""
+    return {
+        point.name: _describe(point)
+        for point in sorted(metadata.entry_points(group=group), key=lambda p: p.name)
+    }
+
+
+def load(group: str, name: str) -> Any:
+    """The object an entry point names.
+
+    Raises:
+        UnknownNameError: No such plug-in; lists those installed.
+        MissingPackageError: A package it needs is absent; names the command that installs it.
+    """
+    kind = group.removeprefix("hwnas.").removesuffix("s")
+    points = {point.name: point for point in metadata.entry_points(group=group)}
+    if name not in points:
+        raise UnknownNameError.among(kind, name, points)
+    plugin = _describe(points[name])
+    if plugin.missing:
+        raise MissingPackageError(
+            f"{kind} '{name}' needs {', '.join(plugin.missing)}, which is not installed. Run: {plugin.remedy}"
+        )
+    return points[name].load()
+
+
+def create_profiler(name: str, **options: Any) -> Profiler:
+    """A profiler by name, with options such as ``threads`` and ``batch``; see ``load`` for errors."""
+    return cast(Profiler, _create(PROFILERS, name, options))
+
+
+def create_exporter(name: str) -> Exporter:
+    """An exporter by name; see ``load`` for errors."""
+    return cast(Exporter, _create(EXPORTERS, name, {}))
+
+
+def _create(group: str, name: str, options: Mapping[str, Any]) -> Any:
+    factory: Callable[..., Any] = load(group, name)
+    return factory(**options)
+
+
+def _describe(point: metadata.EntryPoint) -> Plugin:
+    missing = tuple(r for extra in point.extras for r in _requirements(point, extra) if not _installed(r))
+    package = point.dist.name if point.dist else "hwnas"
+    return Plugin(point.name, point.value, missing, f"pip install '{package}[{','.join(point.extras)}]'")
+
+
+def _requirements(point: metadata.EntryPoint, extra: str) -> list[str]:
+    marker = re.compile(rf"extra\s*==\s*[\"']{re.escape(extra)}[\"']")
+    listed = (point.dist.requires if point.dist else None) or []
+    return [re.split(r"[\s\[<>=!~;(]", line, maxsplit=1)[0] for line in listed if marker.search(line)]
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

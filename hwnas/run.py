@@ -1,0 +1,192 @@
+"""The folder of one run: what was asked for, and every result."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hwnas._version import __version__
+from hwnas.errors import OutputError, RunError
+from hwnas.files import read_json, write_atomic, write_json
+from hwnas.latency.budget import Budget
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+from hwnas.space import Architecture, SearchSpace, create_space
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and documents of one run.
+
+    ===================== ==========================================================
+    run.json              what was asked for: space, table, limit, recipe, data, seed
+    search.jsonl          the search, step by step
+    search.pt             its checkpoint
+    derivation.json       architectures tried against the limit, and what they measured
+    architecture.json     the result
+    training.jsonl, .pt   training of the result
+    weights.safetensors   its weights
+    model.onnx            the exported network
+    verification.json     numerics and measured latency of the exported file
+    report.html, .json    everything, to read
+    ===================== ==========================================================
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """A file of the run."""
+        return self.path / name
+
+    @classmethod
+    def create(cls, path: Path | str, config: Mapping[str, Any], *, resume: bool) -> RunFolder:
+        """Starts a run, or goes on with one that was asked for in the same words.
+
+        Raises:
+            RunError: The folder holds a run and ``resume`` is not set, or that run was asked something else.
+            OutputError: The folder cannot be created.
+        """
+        run = cls(Path(path))
+        if run.file("run.json").exists():
+            run._check_resumable(config, resume)
+            return run
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot create {run.path}: {error.strerror}. Choose an output in a folder you can write to."
+            ) from error
+        write_json(
+            run.file("run.json"), {"format_version": FORMAT_VERSION, "config": config, "origin": origin()}
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunError: It is no run folder, or one of another format.
+        """
+        run = cls(Path(path))
+        if not run.file("run.json").exists():
+            raise RunError(
+                f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one."
+            )
+        run._document()
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for."""
+        config: dict[str, Any] = self._document()["config"]
+        return config
+
+    def space(self) -> SearchSpace:
+        """The space of this run.
+
+        Raises:
+            RunError: This version of hwnas builds another space under that name.
+        """
+        described = self.config["space"]
+        space = create_space(described["name"], **described["options"])
+        if space.fingerprint != described["fingerprint"]:
+            raise RunError(
+                f"{self.path} was made with another definition of space '{space.name}' "
+                f"({described['fingerprint']}, here {space.fingerprint}). Use the hwnas that made it, or search again."
+            )
+        return space
+
+    def table(self) -> LatencyTable:
+        """The latency table of this run.
+
+        Raises:
+            RunError: The table has changed since.
+        """
+        table = LatencyTable.load(self.config["table"]["path"])
+        if table_hash(table) != self.config["table"]["sha256"]:
+            raise RunError(
+                f"latency table {table.path} has changed since {self.path} was started. Restore it, or search again."
+            )
+        return table
+
+    def budget(self) -> Budget:
+        """Latency model and limit of this run."""
+        return Budget(LatencyModel.from_table(self.space(), self.table()), self.config["max_ms"])
+
+    def architecture(self) -> Architecture:
+        """The result of the search.
+
+        Raises:
+            RunError: The search has not finished.
+        """
+        path = self.file("architecture.json")
+        if not path.exists():
+            raise RunError(
+                f"{self.path} has no architecture yet. Run 'hwnas search --resume' to the end first."
+            )
+        return Architecture.load(path)
+
+    def save_architecture(self, architecture: Architecture) -> None:
+        """Stores the result of the search."""
+        write_atomic(self.file("architecture.json"), architecture.to_json() + "\n")
+
+    def _document(self) -> dict[str, Any]:
+        document = read_json(self.file("run.json"))
+        if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+            raise RunError(
+                f"{self.path} was made by another version of hwnas; this one reads format {FORMAT_VERSION}. "
+                "Use the hwnas that made it, or search again."
+            )
+        return document
+
+    def _check_resumable(self, config: Mapping[str, Any], resume: bool) -> None:
+        stored = self.config
+        different = [key for key in sorted({*stored, *config}) if stored.get(key) != config.get(key)]
+        if different:
+            key = different[0]
+            raise RunError(
+                f"{self.path} holds a run with another {key} ({stored.get(key)!r}, asked now: {config.get(key)!r}). "
+                "Choose another output."
+            )
+        if not resume:
+            raise RunError(
+                f"{self.path} already holds this run. Pass --resume to go on, or choose another output."
+            )
+
+
+def table_hash(table: LatencyTable) -> str:
+    """Hash of a saved table with its sidecar."""
+    if table.path is None:
+        raise RunError("the latency table is not saved. Call table.save(PATH) first.")
+    content = table.path.read_bytes() + table.path.with_suffix(".json").read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def origin() -> dict[str, Any]:
+    """When, by what command and with which versions something was made."""
+    packages = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "scipy")
+    return {
+        "hwnas": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""Differentiable search: small parts that a recipe puts together."""

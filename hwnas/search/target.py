@@ -1,0 +1,87 @@
+"""Meeting a measured limit: derive, build, measure, and tighten where the prediction was too kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from hwnas.errors import InfeasibleBudgetError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.measure import measure
+from hwnas.search.protocols import Derivation
+from hwnas.space import Architecture
+from hwnas.supernet.supernet import Network
+
+if TYPE_CHECKING:
+    from hwnas.plugins import Profiler
+
+MAX_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class DerivationRound:
+    """One architecture held against the limit.
+
+    Args:
+        architecture: What was derived.
+        limit_ms: The internal limit it was derived under; at most the target.
+        predicted_ms: Its predicted latency.
+        measured_ms: Its measured latency; None where the device is not here.
+        met: Whether it keeps the target, by measurement where there is one.
+    """
+
+    architecture: Architecture
+    limit_ms: float
+    predicted_ms: float
+    measured_ms: float | None
+    met: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "architecture": dict(self.architecture.options), "id": self.architecture.id}
+
+
+def meet_target(
+    derivation: Derivation,
+    probabilities: Mapping[str, Tensor],
+    budget: Budget,
+    profiler: Profiler | None,
+    *,
+    num_rounds: int = MAX_ROUNDS,
+    limit_ms: float | None = None,
+) -> Iterator[DerivationRound]:
+    """Derives under the limit and measures; on a miss tightens the internal limit and derives again.
+
+    The next internal limit is ``target * predicted / measured`` of the last round, which excludes the
+    architecture that missed.
+
+    Args:
+        derivation: Finished search -> architectures.
+        probabilities: Of every option of every choice.
+        budget: The target.
+        profiler: The device, or None to trust the prediction.
+        num_rounds: Rounds at most.
+        limit_ms: First internal limit; the target if not given.
+
+    Yields:
+        Every round; the last one met the target unless rounds or architectures ran out.
+    """
+    low, _ = feasible_range_ms(budget.model)
+    limit = budget.max_ms if limit_ms is None else limit_ms
+    for _ in range(num_rounds):
+        if limit < low:
+            return
+        derived = next(derivation(probabilities, replace(budget, max_ms=limit)), None)
+        if derived is None:
+            raise InfeasibleBudgetError(f"no architecture was derived within {limit:.4g} ms.")
+        predicted = budget.model.exact_ms(derived)
+        network = Network(budget.model.space, derived).eval()
+        measured = measure(profiler, network, budget.model.space.input_shape).ms if profiler else None
+        met = (predicted if measured is None else measured) <= budget.max_ms
+        yield DerivationRound(derived, limit, predicted, measured, met)
+        if met or measured is None:
+            return
+        limit = budget.max_ms * predicted / measured

@@ -1,0 +1,21 @@
+"""Search spaces as plain data; standard library only."""
+
+from hwnas.space.architecture import Architecture
+from hwnas.space.cost import macs, parameters
+from hwnas.space.library import SPACES, create_space
+from hwnas.space.search_space import Choice, LayerSpec, SearchSpace
+from hwnas.space.signature import SIGNATURE_VERSION, OpSignature, Shape
+
+__all__ = [
+    "SIGNATURE_VERSION",
+    "SPACES",
+    "Architecture",
+    "Choice",
+    "LayerSpec",
+    "OpSignature",
+    "SearchSpace",
+    "Shape",
+    "create_space",
+    "macs",
+    "parameters",
+]

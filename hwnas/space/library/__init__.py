@@ -1,0 +1,36 @@
+"""The named search spaces; a new one is a function here and a line in ``SPACES``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from hwnas.errors import UnknownNameError, UsageError
+from hwnas.space.library.mbconv import tiny_mbconv
+from hwnas.space.search_space import SearchSpace
+
+SPACES: dict[str, Callable[..., SearchSpace]] = {"tiny-mbconv": tiny_mbconv}
+
+
+def create_space(name: str, **options: float) -> SearchSpace:
+    """Builds a named space.
+
+    Args:
+        name: One of ``SPACES``.
+        options: Keyword arguments of that space, such as ``resolution`` and ``num_classes``.
+
+    Raises:
+        UnknownNameError: No space of that name; lists them.
+        UsageError: The space takes no such option; lists those it takes.
+
+    Example:
+        >>> create_space("tiny-mbconv", resolution=32).size
+        691488
+    """
+    if name not in SPACES:
+        raise UnknownNameError.among("space", name, SPACES)
+    known = inspect.signature(SPACES[name]).parameters
+    for option in options:
+        if option not in known:
+            raise UsageError(f"space '{name}' has no option '{option}'; it takes {', '.join(known)}.")
+    return SPACES[name](**options)

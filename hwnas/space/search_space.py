@@ -1,0 +1,202 @@
+"""A search space as plain data: ordered choices and the layers that depend on them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hwnas.errors import ArchitectureError, SpaceError
+from hwnas.space.architecture import Architecture
+from hwnas.space.signature import OpSignature, Shape
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision of the space: a name and its options, in a fixed order."""
+
+    name: str
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 1 or len(set(self.options)) != len(self.options):
+            raise SpaceError(f"choice '{self.name}' needs distinct options; it has {self.options}.")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: an operator for every combination of the choices it depends on.
+
+    Args:
+        name: Unique in the space.
+        signatures: Row-major over the options of ``choices``; a fixed layer has exactly one.
+        choices: Names of the choices this layer depends on; none for a fixed layer.
+    """
+
+    name: str
+    signatures: tuple[OpSignature, ...]
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Ordered choices plus a chain of layers; walked by profiler, supernet, cost model and derivation.
+
+    Args:
+        name: Registered name, or one of your own.
+        input_shape: Channels, height, width of one image.
+        num_classes: Outputs of the classifier.
+        choices: In the order in which architectures list their options.
+        layers: In execution order.
+        options: The arguments that the space was created with, kept for its run folder.
+
+    Raises:
+        SpaceError: Names repeat, a layer names an unknown choice or has the wrong number of operators,
+            or consecutive layers disagree about their shapes.
+    """
+
+    name: str
+    input_shape: Shape
+    num_classes: int
+    choices: tuple[Choice, ...]
+    layers: tuple[LayerSpec, ...]
+    options: Mapping[str, int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        by_name = {choice.name: choice for choice in self.choices}
+        if len(by_name) != len(self.choices):
+            raise SpaceError(f"space '{self.name}' repeats a choice name.")
+        if len({layer.name for layer in self.layers}) != len(self.layers):
+            raise SpaceError(f"space '{self.name}' repeats a layer name.")
+        shape: Shape = self.input_shape
+        for layer in self.layers:
+            unknown = [name for name in layer.choices if name not in by_name]
+            if unknown:
+                raise SpaceError(f"layer '{layer.name}' depends on unknown choice '{unknown[0]}'.")
+            expected = math.prod(len(by_name[name].options) for name in layer.choices)
+            if len(layer.signatures) != expected:
+                raise SpaceError(
+                    f"layer '{layer.name}' has {len(layer.signatures)} operators; its choices need {expected}."
+                )
+            for signature in layer.signatures:
+                if len(layer.choices) < 2 and signature.in_shape != shape:
+                    raise SpaceError(
+                        f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape."
+                    )
+            shape = layer.signatures[0].out_shape
+
+    def choice(self, name: str) -> Choice:
+        """The choice of that name."""
+        return self.choices[self.choice_names.index(name)]
+
+    @property
+    def choice_names(self) -> tuple[str, ...]:
+        """Names of the choices, in order."""
+        return tuple(choice.name for choice in self.choices)
+
+    @property
+    def num_options(self) -> tuple[int, ...]:
+        """Number of options of each choice, in order."""
+        return tuple(len(choice.options) for choice in self.choices)
+
+    @property
+    def size(self) -> int:
+        """Number of architectures."""
+        return math.prod(self.num_options)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of everything that decides what networks the space holds."""
+        described = {
+            "input": self.input_shape,
+            "classes": self.num_classes,
+            "choices": [(choice.name, choice.options) for choice in self.choices],
+            "layers": [
+                (layer.name, layer.choices, [str(s) for s in layer.signatures]) for layer in self.layers
+            ],
+        }
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+    def signatures(self) -> tuple[OpSignature, ...]:
+        """Every distinct operator of the space, in order of first appearance."""
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(layer.signatures for layer in self.layers)))
+
+    def architecture(self, options: Sequence[int] | Mapping[str, str]) -> Architecture:
+        """An architecture from option indices in order, or from choice name -> option name.
+
+        Raises:
+            ArchitectureError: A choice is missing or an option does not exist.
+        """
+        if not isinstance(options, Mapping):
+            if len(options) != len(self.choices):
+                raise ArchitectureError(
+                    f"{len(options)} options given; space '{self.name}' has {len(self.choices)} choices."
+                )
+            for choice, index in zip(self.choices, options, strict=True):
+                if not 0 <= index < len(choice.options):
+                    raise ArchitectureError(f"choice '{choice.name}' has no option number {index}.")
+            options = {c.name: c.options[int(i)] for c, i in zip(self.choices, options, strict=True)}
+        architecture = Architecture(self.name, tuple((c, options.get(c, "")) for c in self.choice_names))
+        self.indices(architecture)
+        if len(options) != len(self.choices):
+            extra = sorted(set(options) - set(self.choice_names))
+            raise ArchitectureError(f"space '{self.name}' has no choice '{extra[0]}'.")
+        return architecture
+
+    def indices(self, architecture: Architecture) -> tuple[int, ...]:
+        """Option index of every choice, in order.
+
+        Raises:
+            ArchitectureError: The architecture belongs to another space or names an unknown option.
+        """
+        if architecture.space != self.name:
+            raise ArchitectureError(
+                f"architecture of space '{architecture.space}' given to space '{self.name}'."
+            )
+        chosen = dict(architecture.options)
+        found = []
+        for choice in self.choices:
+            option = chosen.get(choice.name, "")
+            if option not in choice.options:
+                raise ArchitectureError(
+                    f"choice '{choice.name}' has no option '{option}'; it has {', '.join(choice.options)}."
+                )
+            found.append(choice.options.index(option))
+        return tuple(found)
+
+    def operators(self, architecture: Architecture) -> tuple[OpSignature, ...]:
+        """The operator of every layer under that architecture."""
+        chosen = dict(zip(self.choice_names, self.indices(architecture), strict=True))
+        return tuple(layer.signatures[self.row(layer, chosen)] for layer in self.layers)
+
+    def row(self, layer: LayerSpec, chosen: Mapping[str, int]) -> int:
+        """Index into ``layer.signatures`` for option indices by choice name."""
+        row = 0
+        for name in layer.choices:
+            row = row * len(self.choice(name).options) + chosen[name]
+        return row
+
+    def random(self, rng: random.Random) -> Architecture:
+        """An architecture drawn uniformly, every choice on its own."""
+        return self.architecture([rng.randrange(count) for count in self.num_options])
+
+    def distinct(self, count: int, *, seed: int) -> list[Architecture]:
+        """At most ``count`` different random architectures (fewer only if the space is smaller)."""
+        rng = random.Random(seed)
+        found: dict[Architecture, None] = {}
+        while len(found) < min(count, self.size):
+            found[self.random(rng)] = None
+        return list(found)
+
+    def __iter__(self) -> Iterator[Architecture]:
+        """Every architecture, last choice fastest; only for small spaces."""
+        return (self.architecture(row) for row in itertools.product(*map(range, self.num_options)))
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder records about the space."""
+        return {"name": self.name, "options": dict(self.options), "fingerprint": self.fingerprint}

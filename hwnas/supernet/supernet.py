@@ -1,0 +1,119 @@
+"""The supernet, the network of one architecture, and the way from one to the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.errors import MissingChoiceError, UnsupportedSpaceError
+from hwnas.ops.blocks import build_op
+from hwnas.space import Architecture, SearchSpace
+from hwnas.supernet.gates import Gates
+from hwnas.supernet.mixed_op import MixedOp
+
+
+class Supernet(nn.Module):
+    """Every candidate of a space with shared weights; owns no architecture parameters.
+
+    Args:
+        space: A chain whose layers depend on at most one choice each.
+
+    Raises:
+        UnsupportedSpaceError: A layer depends on several choices.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.space = space
+        self.layers = nn.ModuleDict()
+        for layer in space.layers:
+            if len(layer.choices) > 1:
+                raise UnsupportedSpaceError(
+                    f"layer '{layer.name}' of space '{space.name}' depends on {len(layer.choices)} choices; "
+                    "a supernet of separate candidates takes at most one a layer."
+                )
+            modules = [build_op(signature) for signature in layer.signatures]
+            self.layers[layer.name] = MixedOp(modules) if layer.choices else modules[0]
+
+    def forward(self, x: Tensor, gates: Gates) -> Tensor:
+        """Logits of a batch under the given gates.
+
+        Args:
+            x: Images, ``(batch, channels, height, width)``.
+            gates: One gate a choice.
+
+        Returns:
+            Logits, ``(batch, num_classes)``.
+
+        Raises:
+            MissingChoiceError: A choice has no gate.
+        """
+        for layer in self.space.layers:
+            module = self.layers[layer.name]
+            if not layer.choices:
+                x = module(x)
+            elif layer.choices[0] in gates:
+                x = module(x, gates[layer.choices[0]])
+            else:
+                raise MissingChoiceError(
+                    f"choice '{layer.choices[0]}' has no gate; given: {', '.join(gates) or 'none'}."
+                )
+        return x
+
+
+class Network(nn.Sequential):
+    """The network of one architecture: its operators in order, named like the layers of the space."""
+
+    def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
+        super().__init__()
+        self.space, self.architecture = space, architecture
+        for layer, signature in zip(space.layers, space.operators(architecture), strict=True):
+            self.add_module(layer.name, build_op(signature))
+
+
+def extract(supernet: Supernet, architecture: Architecture) -> Network:
+    """A stand-alone copy of one path; computes bit for bit what the supernet does under one-hot gates.
+
+    Raises:
+        ArchitectureError: It belongs to another space.
+    """
+    space = supernet.space
+    chosen = dict(zip(space.choice_names, space.indices(architecture), strict=True))
+    network = Network(space, architecture)
+    for layer in space.layers:
+        module = supernet.layers[layer.name]
+        if layer.choices:
+            module = cast(MixedOp, module).options[space.row(layer, chosen)]
+        setattr(network, layer.name, copy.deepcopy(module))
+    return network.train(supernet.training)
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replaces running statistics by the exact average over the given batches.
+
+    A path of a supernet was normalised by the statistics of all paths; without this its accuracy is
+    random.
+
+    Args:
+        network: Changed in place; its mode is kept.
+        batches: Training images, each ``(batch, channels, height, width)``.
+
+    Source:
+        SPOS, arXiv 1904.00420, section 3.4.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta, training = [norm.momentum for norm in norms], network.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for images in batches:
+        network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.train(training)

@@ -1,0 +1,1 @@
+"""Targets that hwnas can measure: one file each, found by entry point."""
