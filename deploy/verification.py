@@ -86,7 +86,9 @@ def _numerics(run: RunFolder, session: Session, num_images: int) -> dict[str, An
     """Differences and agreement on held-out images, and both accuracies on the same images."""
     network, config = trained_network(run), run.config
     data = matching_data(read_json(run.file("training.json"))["data"], run.space(), config["seed"])
-    ours, theirs, labels = [], [], []
+    ours: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+    labels: list[int] = []
     with torch.no_grad():
         for images, truth in evaluation_batches(data.val, 1):
             if len(ours) == num_images:

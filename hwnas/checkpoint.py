@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 from collections.abc import Mapping
@@ -44,10 +45,8 @@ class DeferredSignals:
     def __enter__(self) -> Self:
         self._previous = {}
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles signals
                 self._previous[number] = signal.signal(number, self._receive)
-            except ValueError:  # not in the main thread: whoever runs us handles signals
-                pass
         return self
 
     def __exit__(

@@ -17,15 +17,16 @@ from hwnas.run import RunFolder
 from hwnas.search.target import MAX_ROUNDS
 from hwnas.space import create_space
 from hwnas.steps import default_target_ms, export_run, search_run, tighten_run, train_run
+from hwnas.training import TrainingOptions
 
 Say = Callable[[str], None]
 
 SPACE = "tiny-mbconv"
+SEARCH_EPOCHS = 36
+TRAINING_EPOCHS = 20
 
 
-def demo(
-    output: Path, *, data: str, max_ms: float | None, seed: int, progress: Progress, say: Say
-) -> dict[str, Any]:
+def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: Progress, say: Say) -> dict[str, Any]:
     """Profiles, searches under a limit, trains, exports and proves; see the README.
 
     Args:
@@ -54,6 +55,7 @@ def demo(
     say("4. search: straight-through Gumbel, one path in memory, latency multiplier adapts")
     rounds = search_run(
         space, table, output, data=data, max_ms=target, seed=seed,
+        recipe_arguments={"num_epochs": SEARCH_EPOCHS, "batch_size": 32},
         resume=(output / "run.json").exists(), progress=progress,
     )  # fmt: skip
     run = RunFolder.open(output)
@@ -61,11 +63,9 @@ def demo(
     while True:
         say("5. derive: most probable architecture under the limit, exactly")
         for each in rounds:
-            say(
-                f"   limit {each.limit_ms:.3f} ms: predicted {each.predicted_ms:.3f}, measured {each.measured_ms:.3f}"
-            )
+            say(f"   {each}")
         say(draw(space, run.architecture()))
-        accuracy = train_run(run, progress=progress)
+        accuracy = train_run(run, options=TrainingOptions(num_epochs=TRAINING_EPOCHS), progress=progress)
         say(f"6. train: {accuracy:.1%} on held-out images")
         say(f"   exported {export_run(run)}")
         proof: dict[str, Any] = load(PROOFS, "verify")(output)
@@ -81,6 +81,15 @@ def demo(
     if proof["failures"]:
         raise VerificationError(f"{output / 'model.onnx'}: {'; '.join(proof['failures'])}.")
     return proof
+
+
+def next_folder(output: Path) -> Path:
+    """The folder itself, or with a number behind it where a finished demo is kept."""
+    number, folder = 1, output
+    while (folder / "report.html").exists():
+        number += 1
+        folder = output.with_name(f"{output.name}-{number}")
+    return folder
 
 
 def say_error(model: LatencyModel, say: Say) -> None:

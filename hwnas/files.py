@@ -55,9 +55,7 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist. Run the step that writes it first.") from error
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read as JSON ({error}). Restore it or run the step again."
-        ) from error
+        raise RunError(f"{path} cannot be read as JSON ({error}). Restore it or run the step again.") from error
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from hwnas.errors import OutputError
 
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
@@ -36,7 +35,7 @@ class RunLog:
         try:
             self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start_step)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start_step)
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}.") from error
 
@@ -46,7 +45,7 @@ class RunLog:
         self._file.flush()
         for key, value in entry.items():
             if isinstance(value, float):
-                self._board.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(key, value, step)
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +54,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -40,9 +40,7 @@ def export_many(
     try:
         from onnx.utils import Extractor
     except ImportError as error:
-        raise MissingPackageError(
-            "exporting needs the package onnx. Run: pip install onnx onnxscript"
-        ) from error
+        raise MissingPackageError("exporting needs the package onnx. Run: pip install onnx onnxscript") from error
     bundle = _Bundle(modules).eval()
     examples = tuple(torch.zeros(batch, *shape) for shape in input_shapes)
     names = [f"{INPUT}_{i}" for i in range(len(modules))], [f"{OUTPUT}_{i}" for i in range(len(modules))]

@@ -99,10 +99,7 @@ class Plugin:
 
 def available(group: str) -> dict[str, Plugin]:
     """Every plug-in of a group by name; imports none of them."""
-    return {
-        point.name: _describe(point)
-        for point in sorted(metadata.entry_points(group=group), key=lambda p: p.name)
-    }
+    return {point.name: _describe(point) for point in sorted(metadata.entry_points(group=group), key=lambda p: p.name)}
 
 
 def load(group: str, name: str) -> Any:

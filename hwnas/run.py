@@ -65,9 +65,7 @@ class RunFolder:
             raise OutputError(
                 f"cannot create {run.path}: {error.strerror}. Choose an output in a folder you can write to."
             ) from error
-        write_json(
-            run.file("run.json"), {"format_version": FORMAT_VERSION, "config": config, "origin": origin()}
-        )
+        write_json(run.file("run.json"), {"format_version": FORMAT_VERSION, "config": config, "origin": origin()})
         return run
 
     @classmethod
@@ -79,9 +77,7 @@ class RunFolder:
         """
         run = cls(Path(path))
         if not run.file("run.json").exists():
-            raise RunError(
-                f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one."
-            )
+            raise RunError(f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one.")
         run._document()
         return run
 
@@ -131,9 +127,7 @@ class RunFolder:
         """
         path = self.file("architecture.json")
         if not path.exists():
-            raise RunError(
-                f"{self.path} has no architecture yet. Run 'hwnas search --resume' to the end first."
-            )
+            raise RunError(f"{self.path} has no architecture yet. Run 'hwnas search --resume' to the end first.")
         return Architecture.load(path)
 
     def save_architecture(self, architecture: Architecture) -> None:
@@ -159,9 +153,7 @@ class RunFolder:
                 "Choose another output."
             )
         if not resume:
-            raise RunError(
-                f"{self.path} already holds this run. Pass --resume to go on, or choose another output."
-            )
+            raise RunError(f"{self.path} already holds this run. Pass --resume to go on, or choose another output.")
 
 
 def table_hash(table: LatencyTable) -> str:

@@ -143,9 +143,7 @@ def train_run(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(space, architecture)
-    accuracy = train(
-        network, images, run, options=options, seed=seed, identity=architecture.id, progress=progress
-    )
+    accuracy = train(network, images, run, options=options, seed=seed, identity=architecture.id, progress=progress)
     try:
         temporary = run.file("weights.safetensors.tmp")
         save_file(
@@ -293,9 +291,7 @@ def write_derivation(
     run.save_architecture(chosen)
 
 
-def _inherited_accuracy(
-    supernet: Supernet, architecture: Architecture, data: ImageData, seed: int
-) -> dict[str, float]:
+def _inherited_accuracy(supernet: Supernet, architecture: Architecture, data: ImageData, seed: int) -> dict[str, float]:
     """Held-out accuracy of the derived path with the supernet's weights, before and after recalibration."""
     network = extract(supernet, architecture)
     before = evaluate(_Path(supernet, architecture), data.val)

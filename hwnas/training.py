@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint
-from hwnas.data import BatchStream, ImageData, ImageDataset, evaluation_batches
+from hwnas.data import BatchStream, ImageData, ImageDataset, channels_last, evaluation_batches
 from hwnas.errors import NumericsError, RunError, UsageError
 from hwnas.metrics import Progress, RunLog, no_progress
 from hwnas.run import RunFolder
@@ -54,7 +53,7 @@ def train(
     data: ImageData,
     run: RunFolder,
     *,
-    options: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
+    options: TrainingOptions = TrainingOptions(),
     seed: int = 0,
     identity: str = "",
     checkpoint_seconds: float = 60.0,
@@ -89,17 +88,15 @@ def train(
     path, step, identity = run.file("training.pt"), 0, f"{identity} {options} seed={seed}"
     if path.exists():
         step = _restore(load_checkpoint(path), network, optimizer, identity, str(path))
-    batches, saved = stream.batches(step), time.monotonic()
-    network.train()
+    batches, saved = channels_last(stream.batches(step)), time.monotonic()
+    network.train().to(memory_format=torch.channels_last)
     with DeferredSignals() as signals, RunLog(run.path, "training", start_step=step) as log:
         while step < total:
             for group in optimizer.param_groups:
                 group["lr"] = rate(step / total)
             loss = _train_step(network, optimizer, next(batches), options)
             if not math.isfinite(loss):
-                raise NumericsError(
-                    f"the loss is {loss} at step {step}. Lower the learning rate ({options.lr})."
-                )
+                raise NumericsError(f"the loss is {loss} at step {step}. Lower the learning rate ({options.lr}).")
             step += 1
             progress("training", step, total)
             if step % stream.steps_per_epoch == 0:
@@ -119,7 +116,7 @@ def evaluate(network: nn.Module, dataset: ImageDataset, *, batch_size: int = 256
     network.eval()
     correct = sum(
         int((network(images).argmax(1) == labels).sum())
-        for images, labels in evaluation_batches(dataset, batch_size)
+        for images, labels in channels_last(evaluation_batches(dataset, batch_size))
     )
     network.train(training)
     return correct / len(dataset)
@@ -139,9 +136,7 @@ def _train_step(
     return float(loss.detach())
 
 
-def _snapshot(
-    network: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str
-) -> dict[str, object]:
+def _snapshot(network: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str) -> dict[str, object]:
     return {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),

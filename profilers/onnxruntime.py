@@ -36,14 +36,10 @@ class OnnxRuntimeProfiler:
 
     consumes: Literal["onnx"] = "onnx"
 
-    def __init__(
-        self, *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1
-    ) -> None:
+    def __init__(self, *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1) -> None:
         for name, value, accepted in (("device", device, ("cpu",)), ("precision", precision, ("fp32",))):
             if value not in accepted:
-                raise UsageError(
-                    f"profiler 'onnxruntime' has no {name} '{value}'; it takes {', '.join(accepted)}."
-                )
+                raise UsageError(f"profiler 'onnxruntime' has no {name} '{value}'; it takes {', '.join(accepted)}.")
         cores = os.cpu_count() or 1
         if batch < 1 or not 1 <= threads <= cores:
             raise UsageError(f"batch must be at least 1 and threads 1 to {cores}; got {batch} and {threads}.")
@@ -134,7 +130,6 @@ def load_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingPackageError(
-            "profiler 'onnxruntime' needs the package onnxruntime, which is not installed. "
-            "Run: pip install onnxruntime"
+            "profiler 'onnxruntime' needs the package onnxruntime, which is not installed. Run: pip install onnxruntime"
         ) from error
     return onnxruntime

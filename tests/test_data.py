@@ -50,18 +50,14 @@ def numbers(data: ImageData, images: torch.Tensor) -> list[int]:
 
 
 def test_unknown_data_set_is_named_with_the_nearest_known_one() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"unknown data set 'digit'; available: cifar10.*mean 'digits'\?"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown data set 'digit'; available: cifar10.*mean 'digits'\?"):
         load_data("digit", resolution=8)
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "imagefolder", "imagenet", "npz"])
 @pytest.mark.parametrize("colon", ["", ":"])
 def test_path_is_needed(kind: str, colon: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"'{kind}{colon}' lacks a path; expected '{kind}:PATH'. Add the path"
-    ):
+    with pytest.raises(UsageError, match=f"'{kind}{colon}' lacks a path; expected '{kind}:PATH'. Add the path"):
         load_data(kind + colon, resolution=8)
 
 
@@ -192,9 +188,7 @@ def test_split_needs_a_fraction(fraction: float, twelve: ImageData) -> None:
 
 @pytest.mark.parametrize(("fraction", "parts"), [(0.05, (0, 6)), (0.95, (6, 0))])
 def test_split_that_would_lack_a_class(fraction: float, parts: tuple[int, int], twelve: ImageData) -> None:
-    message = (
-        f"class '0' has 6 images.*{fraction} would put {parts[0]} into the first part and {parts[1]} into"
-    )
+    message = f"class '0' has 6 images.*{fraction} would put {parts[0]} into the first part and {parts[1]} into"
     with pytest.raises(DataError, match=message):
         split_stratified(twelve.train, fraction, seed=0)
 
@@ -217,10 +211,7 @@ def test_every_epoch_is_a_permutation(twelve: ImageData) -> None:
     stream = BatchStream(twelve.train, 5, seed=0, augment=False)
     assert stream.steps_per_epoch == 2  # 12 images: two are left over
     batches = list(itertools.islice(stream.batches(0), 6))
-    epochs = [
-        numbers(twelve, torch.cat([images for images, _ in batches[first : first + 2]]))
-        for first in (0, 2, 4)
-    ]
+    epochs = [numbers(twelve, torch.cat([images for images, _ in batches[first : first + 2]])) for first in (0, 2, 4)]
     assert all(len(set(epoch)) == 10 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for images, labels in batches:

@@ -129,9 +129,7 @@ def test_not_an_npz_file(keep: float | None, tmp_path: Path) -> None:
     spec = write_npz(path)
     whole = path.read_bytes()
     path.write_bytes(b"no arrays here" if keep is None else whole[: int(keep * len(whole))])
-    with pytest.raises(
-        DataError, match=r"x\.npz is not an npz file. Write one with numpy.savez\(path, x_train="
-    ):
+    with pytest.raises(DataError, match=r"x\.npz is not an npz file. Write one with numpy.savez\(path, x_train="):
         load_data(spec, resolution=4)
 
 
@@ -186,9 +184,7 @@ def test_official_cifar_files(cifar_folder: Path, cifar_npz: Path) -> None:
 def test_damaged_cifar_files(cifar_folder: Path) -> None:
     with (cifar_folder / "data_batch_3").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(
-        DataError, match=r"cifar-10-batches-py is incomplete or damaged.*checksum.*Unpack https"
-    ):
+    with pytest.raises(DataError, match=r"cifar-10-batches-py is incomplete or damaged.*checksum.*Unpack https"):
         load_data(f"cifar10:{cifar_folder}", resolution=32)
 
 

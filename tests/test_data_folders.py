@@ -96,9 +96,7 @@ def test_odd_photographs(tmp_path: Path) -> None:
         for image, _ in (data.train[index], data.train[index, index]):
             assert image.shape == (3, 64, 64)
             assert image.isfinite().all()
-    with pytest.raises(
-        DataError, match=r"class 'n01440764' has 1 images, of which a split with fraction 0.5"
-    ):
+    with pytest.raises(DataError, match=r"class 'n01440764' has 1 images, of which a split with fraction 0.5"):
         split_stratified(data.train, 0.5, seed=0)
 
 
@@ -153,9 +151,7 @@ def test_cmyk_jpeg(folder: Path) -> None:
     Image.new("CMYK", (20, 30), (0, 255, 255, 0)).save(folder / "val/cat/3.JPEG")
     image = load_data(f"imagefolder:{folder}", resolution=16).val[0][0]
     expected = normalised(torch.tensor(RED).view(3, 1, 1)).expand(3, 16, 16)
-    torch.testing.assert_close(
-        image, expected, atol=3 / 255 / min(STD), rtol=0
-    )  # JPEG: a few grey levels off
+    torch.testing.assert_close(image, expected, atol=3 / 255 / min(STD), rtol=0)  # JPEG: a few grey levels off
 
 
 # --- files that cannot be read
@@ -189,9 +185,7 @@ def test_unreadable_image_is_named(content: Callable[[], bytes], reason: str, fo
 
 def test_sixteen_bit_image_is_refused_rather_than_clipped(folder: Path) -> None:
     val = image_of(folder, Image.fromarray(np.full((20, 20), 40000, np.uint16))).val
-    with pytest.raises(
-        DataError, match=r"3\.png cannot be read \(its pixels have mode I;16, expected 8 bits"
-    ):
+    with pytest.raises(DataError, match=r"3\.png cannot be read \(its pixels have mode I;16, expected 8 bits"):
         val[0]
 
 

@@ -9,6 +9,14 @@ addresses training batches by step number, so a resumed run sees the batches it 
 from hwnas.data.dataset import ImageData, ImageDataset
 from hwnas.data.sources import load_data
 from hwnas.data.splitting import split_stratified
-from hwnas.data.streams import BatchStream, evaluation_batches
+from hwnas.data.streams import BatchStream, channels_last, evaluation_batches
 
-__all__ = ["BatchStream", "ImageData", "ImageDataset", "evaluation_batches", "load_data", "split_stratified"]
+__all__ = [
+    "BatchStream",
+    "ImageData",
+    "ImageDataset",
+    "channels_last",
+    "evaluation_batches",
+    "load_data",
+    "split_stratified",
+]

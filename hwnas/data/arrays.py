@@ -69,9 +69,7 @@ def channel_statistics(pixels: Tensor) -> Statistics:
     mean, std = [], []
     for channel in pixels.unbind(1):
         # in pieces, because bincount widens its input eightfold
-        counts = torch.stack(
-            [torch.bincount(part.flatten(), minlength=256) for part in torch.split(channel, 1024)]
-        )
+        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in torch.split(channel, 1024)])
         shares = counts.sum(0).double() / channel.numel()
         mean.append(float(shares @ values))
         std.append(float((shares @ (values - mean[-1]) ** 2).sqrt()))
@@ -113,8 +111,7 @@ def read_npz(path: Path) -> tuple[Split, Split, tuple[str, ...]]:
         )
     if len(classes) < 2:
         raise DataError(
-            f"{path} has one class, '{classes[0]}'; expected at least two. Add images and labels of other "
-            "classes."
+            f"{path} has one class, '{classes[0]}'; expected at least two. Add images and labels of other classes."
         )
     for number in np.setdiff1d(np.arange(len(classes)), present)[:1].tolist():
         raise DataError(_no_image_of(path, classes[number], number))
@@ -126,9 +123,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"{path} is no file; expected an npz file. Check the path after 'npz:'.")
     if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"{path} is not an npz file. Write one with numpy.savez(path, {'=..., '.join(REQUIRED)}=...)."
-        )
+        raise DataError(f"{path} is not an npz file. Write one with numpy.savez(path, {'=..., '.join(REQUIRED)}=...).")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in REQUIRED if name not in file.files]
@@ -178,9 +173,7 @@ def _check_labels(path: Path, arrays: dict[str, np.ndarray], split: str) -> None
             "one label an image. Save arrays of the same length."
         )
     if labels.min() < 0:
-        raise DataError(
-            f"{path}: y_{split} holds label {labels.min()}; expected labels from 0. Number classes from 0."
-        )
+        raise DataError(f"{path}: y_{split} holds label {labels.min()}; expected labels from 0. Number classes from 0.")
 
 
 def _no_image_of(path: Path, name: str, number: int) -> str:

@@ -50,9 +50,7 @@ def _class_names(path: Path, split: str) -> tuple[str, ...]:
             f"{path} has no folder {split}/; expected train/ and val/, each with one folder a class. "
             f"It holds {_some(found)}. Move the images there or check the path."
         )
-    names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if len(names) < 2:
         what = f"one class, '{names[0]}'" if names else "no class folders"
         raise DataError(f"{folder} has {what}; expected at least two folders, one a class. Add the others.")

@@ -65,13 +65,9 @@ def load_data(spec: str, *, resolution: int, seed: int = 0) -> ImageData:
     if kind == "digits" and path:
         raise UsageError(f"data set '{spec}' has a path, but 'digits' comes with scikit-learn. Use 'digits'.")
     if kind != "digits" and not path:
-        raise UsageError(
-            f"data set '{spec}' lacks a path; expected '{kind}:PATH'. Add the path after a colon."
-        )
+        raise UsageError(f"data set '{spec}' lacks a path; expected '{kind}:PATH'. Add the path after a colon.")
     if resolution < 1:
-        raise UsageError(
-            f"resolution {resolution} is no image size; expected 1 or more pixels. Use for example 32."
-        )
+        raise UsageError(f"resolution {resolution} is no image size; expected 1 or more pixels. Use for example 32.")
     order = np.random.default_rng(checked_seed(seed))
     data = LOADERS[kind](spec, Path(path).expanduser(), resolution)
     train = data.train.subset(order.permutation(len(data.train)))
@@ -84,8 +80,7 @@ def _load_digits(spec: str, path: Path, resolution: int) -> ImageData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingPackageError(
-            "data set 'digits' needs the package scikit-learn, which is not installed. "
-            "Run: pip install 'hwnas[demo]'"
+            "data set 'digits' needs the package scikit-learn, which is not installed. Run: pip install 'hwnas[demo]'"
         ) from error
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # grey levels 0..16 -> 0..255

@@ -8,9 +8,7 @@ from hwnas.data.dataset import ImageDataset
 from hwnas.errors import DataError, UsageError
 
 
-def split_stratified(
-    dataset: ImageDataset, fraction: float, *, seed: int
-) -> tuple[ImageDataset, ImageDataset]:
+def split_stratified(dataset: ImageDataset, fraction: float, *, seed: int) -> tuple[ImageDataset, ImageDataset]:
     """Splits into two disjoint parts that together hold every image; each class is split in the same ratio.
 
     Of a class with n images, ``fraction * n`` drawn ones, to the nearest integer, go to the first part. Both

@@ -37,9 +37,7 @@ class Budget:
         if not self.max_ms >= low:
             hint = ""
             if low <= self.max_ms * 1000 <= high:
-                hint = (
-                    f" Is the target in seconds? {self.max_ms:g} s would be --max-ms {self.max_ms * 1000:g}."
-                )
+                hint = f" Is the target in seconds? {self.max_ms:g} s would be --max-ms {self.max_ms * 1000:g}."
             raise InfeasibleBudgetError(
                 f"no network of space '{self.model.space.name}' runs in {self.max_ms:g} ms; the smallest "
                 f"reachable latency is {low:.4g} ms and the largest {high:.4g} ms. Ask for at least {low:.4g} ms, "
@@ -54,8 +52,7 @@ class Budget:
 def feasible_range_ms(model: LatencyModel) -> tuple[float, float]:
     """Predicted latency of the fastest and of the slowest network of the model's space."""
     low, high = (
-        float(model.exact_ms_many([next(solve(model, sign * _no_scores(model), latency=-sign))])[0])
-        for sign in (1, -1)
+        float(model.exact_ms_many([next(solve(model, sign * _no_scores(model), latency=-sign))])[0]) for sign in (1, -1)
     )
     return low, high
 
@@ -79,7 +76,6 @@ def solve(
         scores: Per choice, one score an option; they add up.
         max_ms: Upper limit; none if not given.
         min_ms: Lower limit; none if not given.
-        min_ms: Lower limit; none if not given.
         latency: Weight of the predicted latency in the score.
 
     Yields:
@@ -96,7 +92,7 @@ def solve(
     while True:
         result = milp(
             objective,
-            integrality=np.ones_like(objective),
+            integrality=np.ones(programme.size, dtype=np.int64),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 0.0},

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from hwnas.errors import UsageError
 from hwnas.space import Architecture, SearchSpace
@@ -41,6 +40,8 @@ class PredictionError:
     @classmethod
     def between(cls, predicted: Array, measured: Array) -> PredictionError:
         """Figures for predictions of measured latencies, both in milliseconds and of equal length."""
+        from scipy.stats import spearmanr  # half a second to import, so only where it is used
+
         relative = (predicted - measured) / measured
         varied = len(measured) > 1 and np.ptp(measured) > 0 and np.ptp(predicted) > 0
         return cls(

@@ -52,9 +52,7 @@ class Journal:
             self._read()
         except OSError as error:
             self._file.close()
-            raise RunError(
-                f"another sweep is writing {self.path}. Wait for it, or choose another output."
-            ) from error
+            raise RunError(f"another sweep is writing {self.path}. Wait for it, or choose another output.") from error
         except BaseException:
             self._file.close()
             raise
@@ -89,9 +87,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror}. Free some space and resume."
-            ) from error
+            raise OutputError(f"cannot write {self.path}: {error.strerror}. Free some space and resume.") from error
 
     def _read(self) -> None:
         self._file.seek(0)

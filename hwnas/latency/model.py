@@ -99,9 +99,7 @@ class LatencyModel:
     @cached_property
     def fixed_ms(self) -> float:
         """Overhead plus the layers that depend on no choice."""
-        fixed = [
-            ms[0] for layer, ms in zip(self.space.layers, self.layer_ms, strict=True) if not layer.choices
-        ]
+        fixed = [ms[0] for layer, ms in zip(self.space.layers, self.layer_ms, strict=True) if not layer.choices]
         return self.overhead_ms + math.fsum(fixed)
 
     @cached_property
@@ -185,9 +183,7 @@ class LatencyModel:
         return [*shares, ("overhead", self.overhead_ms)]
 
     def _macs(self) -> LatencyModel:
-        layers = [
-            np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers
-        ]
+        layers = [np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers]
         return LatencyModel(self.space, tuple(layers))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from hwnas.latency.journal import Journal
 from hwnas.latency.measurement import Measurement, failure, summarise
 from hwnas.latency.table import LatencyTable, csv_path
 from hwnas.metrics import Progress, no_progress
+from hwnas.onnx_graph import chain, export_many
 from hwnas.ops.blocks import build_op
 from hwnas.space import Architecture, OpSignature, SearchSpace
 
@@ -74,9 +75,7 @@ def profile(
         MeasurementError: Not a single operator could be measured.
     """
     if num_networks < 3 or num_rounds < 2:
-        raise UsageError(
-            f"profiling needs at least 3 networks and 2 rounds; got {num_networks} and {num_rounds}."
-        )
+        raise UsageError(f"profiling needs at least 3 networks and 2 rounds; got {num_networks} and {num_rounds}.")
     path = csv_path(output)
     environment = profiler.environment()
     table = _existing(path, profiler) or LatencyTable(environment, {}, path=path)
@@ -93,9 +92,7 @@ def profile(
         table = _extended(table, space, architectures, measured, journal)
         if not any(entry.usable for entry in table.entries.values()):
             reason = next(iter(table.entries.values())).error
-            raise MeasurementError(
-                f"no operator of space '{space.name}' could be measured; the first said: {reason}"
-            )
+            raise MeasurementError(f"no operator of space '{space.name}' could be measured; the first said: {reason}")
         table = table.save(path)
         journal.remove()
     return table
@@ -147,12 +144,11 @@ def _visit(key: str, visit: int, sessions: dict[str, Session], journal: Journal,
         journal.add(key, visit, samples)
 
 
-def _prepare(
-    items: Sequence[Item], profiler: Profiler, journal: Journal, progress: Progress
-) -> dict[str, Session]:
+def _prepare(items: Sequence[Item], profiler: Profiler, journal: Journal, progress: Progress) -> dict[str, Session]:
     """A session for every item; one that the device refuses is recorded as failed."""
     sessions: dict[str, Session] = {}
-    for item, model in _models(items, profiler, progress):
+    models = models_for([item.operators for item in items], profiler, progress)
+    for item, (_, model, _) in zip(items, models, strict=True):
         if item.key in journal.failures:
             continue
         try:
@@ -162,27 +158,32 @@ def _prepare(
     return sessions
 
 
-def _models(
-    items: Sequence[Item], profiler: Profiler, progress: Progress
-) -> Iterator[tuple[Item, bytes | nn.Module]]:
-    """Every item as what the profiler consumes; operators shared by items are exported once."""
-    signatures = list(dict.fromkeys(s for item in items for s in item.operators))
-    if profiler.consumes == "module":
-        for item in items:
-            yield item, nn.Sequential(*(build_op(s) for s in item.operators)).eval()
-        return
-    from hwnas.onnx_graph import chain, export_many
+def models_for(
+    chains: Sequence[tuple[OpSignature, ...]], profiler: Profiler, progress: Progress = no_progress
+) -> Iterator[tuple[tuple[OpSignature, ...], bytes | nn.Module, nn.Module]]:
+    """Every chain of operators as what the profiler consumes, and as a module.
 
+    Operators shared by chains are built and exported once; a chain's graph is its operators' graphs, joined.
+    """
+    modules = {s: build_op(s).eval() for s in dict.fromkeys(s for operators in chains for s in operators)}
+    graphs = _export_operators(modules, profiler.environment().batch, progress) if profiler.consumes == "onnx" else {}
+    for operators in chains:
+        module = nn.Sequential(*(modules[s] for s in operators)).eval()
+        yield operators, chain([graphs[s] for s in operators]).SerializeToString() if graphs else module, module
+
+
+def _export_operators(
+    modules: Mapping[OpSignature, nn.Module], batch: int, progress: Progress
+) -> dict[OpSignature, Any]:
     graphs: dict[OpSignature, Any] = {}
-    batch, size = profiler.environment().batch, 16
+    signatures, size = list(modules), 16
     for start in range(0, len(signatures), size):
         progress("exporting operators", start, len(signatures))
         part = signatures[start : start + size]
-        models = export_many([build_op(s) for s in part], [s.in_shape for s in part], batch=batch)
-        graphs.update(zip(part, models, strict=True))
+        exported = export_many([modules[s] for s in part], [s.in_shape for s in part], batch=batch)
+        graphs.update(zip(part, exported, strict=True))
     progress("exporting operators", len(signatures), len(signatures))
-    for item in items:
-        yield item, chain([graphs[s] for s in item.operators]).SerializeToString()
+    return graphs
 
 
 def _summary(journal: Journal, key: str) -> Measurement:

@@ -131,9 +131,7 @@ class LatencyTable:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TableFormatError(
-                f"{path}: cannot be read ({error}). Expected a latency table in CSV."
-            ) from error
+            raise TableFormatError(f"{path}: cannot be read ({error}). Expected a latency table in CSV.") from error
         entries = _from_csv(path, text)
         if len(entries) != sidecar["num_rows"]:
             raise TableFormatError(
@@ -216,18 +214,14 @@ def _from_csv(path: Path, text: str) -> dict[OpSignature, Measurement]:
 
 def _parse_row(row: list[str]) -> tuple[OpSignature, Measurement]:
     if len(row) != len(COLUMNS):
-        raise ValueError(
-            f"{len(row)} fields where {len(COLUMNS)} were expected; the row is truncated or torn."
-        )
+        raise ValueError(f"{len(row)} fields where {len(COLUMNS)} were expected; the row is truncated or torn.")
     cells = dict(zip(COLUMNS, row, strict=True))
     numbers: dict[str, float] = {}
     for column in ("ms", "p50_ms", "p90_ms", "spread"):
         try:
             numbers[column] = float(cells[column])
         except ValueError:
-            raise ValueError(
-                f"{column} is '{cells[column]}', not a number (decimal point, no unit)."
-            ) from None
+            raise ValueError(f"{column} is '{cells[column]}', not a number (decimal point, no unit).") from None
     if cells["status"] not in ("ok", "unstable", "failed"):
         raise ValueError(f"status is '{cells['status']}'; expected ok, unstable or failed.")
     if not cells["num_samples"].isdigit():
@@ -243,9 +237,7 @@ def _parse_row(row: list[str]) -> tuple[OpSignature, Measurement]:
 
 def _check_unit(path: Path, entries: Mapping[OpSignature, Measurement]) -> None:
     usable = [(signature, m.ms) for signature, m in entries.items() if m.usable]
-    too_fast = [
-        signature for signature, ms in usable if ms < FASTEST_MS or macs(signature) / ms > MOST_MACS_PER_MS
-    ]
+    too_fast = [signature for signature, ms in usable if ms < FASTEST_MS or macs(signature) / ms > MOST_MACS_PER_MS]
     if len(too_fast) * 2 > len(usable):
         raise UnitError(
             f"{path}: {len(too_fast)} of {len(usable)} latencies are faster than any device (first: {too_fast[0]}, "

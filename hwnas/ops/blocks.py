@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -40,9 +41,12 @@ class Residual(nn.Module):
 def conv_norm(
     c_in: int, c_out: int, kernel: int, *, stride: int = 1, groups: int = 1, activation: bool = True
 ) -> nn.Sequential:
-    """Convolution with "same" padding, batch-norm and, unless switched off, ReLU6."""
+    """Convolution with "same" padding, batch-norm and, unless switched off, ReLU6.
+
+    Weights start as in He et al., arXiv 1502.01852, with the fan-out of one group.
+    """
     convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 * groups / (kernel**2 * c_out)))
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=convolution, norm=nn.BatchNorm2d(c_out, eps=1e-3))
     if activation:
         parts["act"] = nn.ReLU6(inplace=True)

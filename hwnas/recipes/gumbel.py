@@ -14,22 +14,22 @@ from hwnas.search.schedules import Cosine, Linear
 from hwnas.search.schemes import Alternating
 
 
-def gumbel(*, num_epochs: int = 30, batch_size: int = 64) -> Recipe:
+def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_every: int = 2) -> Recipe:
     """The sampling of GDAS on a chain of blocks with the expected latency of FBNet, held to a hard limit.
 
     Source:
-        Gates, temperature 10 -> 0.1, weight decay 5e-4, clip 5, weights before architecture: GDAS, arXiv
-        1910.04465, section 4 and released code. Weights frozen out of the architecture for the first 10 of
-        90 epochs, SGD 0.1 with momentum 0.9, Adam 0.01: FBNet, arXiv 1812.03443, section 4.1.
-        Differs: the multiplier of the latency adapts (dual ascent) instead of a fixed penalty; temperature
-        ends at 0.5, as fewer epochs leave no time for the high-variance gradients below it; a 0/1
-        programme derives the architecture; no weight decay on the logits, which would pull them apart
-        from the limit.
+        Gates, temperature from 10, weight decay 5e-4, clip 5, weights before architecture: GDAS, arXiv
+        1910.04465, section 4 and released code. Architecture frozen for the first 10 of 90 epochs, SGD 0.1
+        with momentum 0.9, Adam 0.01: FBNet, arXiv 1812.03443, section 4.1.
+        Differs: the multiplier of the latency adapts, instead of a fixed penalty; two weight steps per
+        architecture step (GDAS one, ProxylessNAS five); the temperature ends at 0.5, not 0.1, as few epochs
+        leave no time for gradients that noisy; a 0/1 programme derives the architecture; the logits have no
+        weight decay, which would pull them towards each other against the limit.
     """
     return Recipe(
         name="gumbel",
         relaxation=StraightThroughGumbel(tau=Linear(10.0, 0.5)),
-        scheme=Alternating(warm_up=10 / 90),
+        scheme=Alternating(warm_up=10 / 90, every=arch_every),
         regularizers=(AdaptiveLatency(rate=0.05),),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),

@@ -31,9 +31,7 @@ class MostProbableWithinBudget:
     def __call__(self, probabilities: Mapping[str, Tensor], budget: Budget) -> Iterator[Architecture]:
         """See ``Derivation``."""
         model, space = budget.model, budget.model.space
-        scores = [
-            probabilities[name].double().clamp_min(1e-12).log().cpu().numpy() for name in space.choice_names
-        ]
+        scores = [probabilities[name].double().clamp_min(1e-12).log().cpu().numpy() for name in space.choice_names]
         derived = False
         for indices in solve(model, scores, max_ms=budget.max_ms, min_ms=self.floor * budget.max_ms):
             derived = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint
-from hwnas.data import BatchStream, ImageData, split_stratified
+from hwnas.data import BatchStream, ImageData, channels_last, split_stratified
 from hwnas.errors import NumericsError, RunError
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Progress, RunLog, no_progress
 from hwnas.run import RunFolder
 from hwnas.search.objective import Objective
-from hwnas.search.protocols import SearchState
+from hwnas.search.protocols import Batch, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER
 from hwnas.supernet.supernet import Supernet
-
 
 NUM_LOGGED = 500
 """A log holds about this many steps, however long the search."""
@@ -84,14 +82,12 @@ def search(
     if path.exists():
         _restore(state, load_checkpoint(path), path.name)
     every, saved = max(1, total // NUM_LOGGED), time.monotonic()
-    batches = zip(*(stream.batches(state.step) for stream in streams), strict=True)
+    batches = zip(*(channels_last(stream.batches(state.step)) for stream in streams), strict=True)
     with DeferredSignals() as signals, RunLog(run.path, "search", start_step=state.step) as log:
         while state.step < total:
             figures = _step(state, recipe, budget, next(batches), state.step / total)
             if not all(map(math.isfinite, figures.values())):
-                kept = (
-                    f"the checkpoint {path} from before it is kept" if path.exists() else "no checkpoint yet"
-                )
+                kept = f"the checkpoint {path} from before it is kept" if path.exists() else "no checkpoint yet"
                 raise NumericsError(f"the loss is not finite at step {state.step} ({figures}); {kept}.")
             if state.step % every == 0 or state.step == total - 1:
                 log.add(state.step, figures | _architecture_figures(state))
@@ -116,7 +112,7 @@ def _initial_state(budget: Budget, recipe: Recipe, seed: int) -> SearchState:
         for choice in space.choices
     }
     return SearchState(
-        supernet.train(),
+        supernet.train().to(memory_format=torch.channels_last),
         logits,
         recipe.weight_optimizer(supernet.parameters()),
         recipe.arch_optimizer(logits.values()),
@@ -125,12 +121,13 @@ def _initial_state(budget: Budget, recipe: Recipe, seed: int) -> SearchState:
 
 
 def _step(
-    state: SearchState, recipe: Recipe, budget: Budget, batches: Any, progress: float
+    state: SearchState, recipe: Recipe, budget: Budget, batches: tuple[Batch, Batch], progress: float
 ) -> dict[str, float]:
     objective = Objective(recipe, budget, progress)
     for group in state.weight_optimizer.param_groups:
         group["lr"] = objective.weight_lr
-    return recipe.scheme.step(state, *batches, objective)
+    weight_batch, arch_batch = batches
+    return recipe.scheme.step(state, weight_batch, arch_batch, objective)
 
 
 def _architecture_figures(state: SearchState) -> dict[str, Any]:

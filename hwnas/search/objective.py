@@ -48,9 +48,7 @@ class Objective:
         images, labels = batch
         outputs = state.supernet(images, gates)
         probabilities = {name: torch.softmax(logit, 0) for name, logit in state.logits.items()}
-        context = Context(
-            self.budget.model.expected_ms(probabilities), self.budget, state.scalars, self.progress
-        )
+        context = Context(self.budget.model.expected_ms(probabilities), self.budget, state.scalars, self.progress)
         loss = cross_entropy(outputs, labels)
         for regularizer in self.recipe.regularizers:
             loss = regularizer(loss, context)

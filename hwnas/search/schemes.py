@@ -16,19 +16,22 @@ class Alternating:
 
     Args:
         warm_up: Share of the search, from its start, in which only weights move.
+        every: Weight steps per architecture step.
 
     Source:
-        First-order DARTS, arXiv 1806.09055, algorithm 1 with xi = 0; the order, weights first, is GDAS's.
+        First-order DARTS, arXiv 1806.09055, algorithm 1 with xi = 0; the order, weights first, is GDAS's;
+        several weight steps per architecture step as in ProxylessNAS, arXiv 1812.00332, released code.
     """
 
     warm_up: float = 0.0
+    every: int = 1
 
     def step(
         self, state: SearchState, weight_batch: Batch, arch_batch: Batch, objective: Objective
     ) -> dict[str, float]:
         """See ``UpdateScheme``."""
         figures = self._weight_step(state, weight_batch, objective)
-        if objective.progress >= self.warm_up:
+        if objective.progress >= self.warm_up and state.step % self.every == 0:
             figures |= self._arch_step(state, arch_batch, objective)
         return figures
 

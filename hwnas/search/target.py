@@ -39,6 +39,13 @@ class DerivationRound:
     measured_ms: float | None
     met: bool
 
+    def __str__(self) -> str:
+        measured = "not measured" if self.measured_ms is None else f"measured {self.measured_ms:.4g} ms"
+        return (
+            f"limit {self.limit_ms:.4g} ms: predicted {self.predicted_ms:.4g} ms, {measured}, "
+            f"target {'met' if self.met else 'missed'}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "architecture": dict(self.architecture.options), "id": self.architecture.id}

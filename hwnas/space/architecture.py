@@ -48,9 +48,7 @@ class Architecture:
         """
         try:
             document = json.loads(text)
-            return cls(
-                str(document["space"]), tuple((str(k), str(v)) for k, v in document["options"].items())
-            )
+            return cls(str(document["space"]), tuple((str(k), str(v)) for k, v in document["options"].items()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchitectureError(
                 'not an architecture; expected JSON like {"space": "tiny-mbconv", "options": {"layer1": "k3_e3"}}.'

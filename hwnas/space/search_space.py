@@ -85,9 +85,7 @@ class SearchSpace:
                 )
             for signature in layer.signatures:
                 if len(layer.choices) < 2 and signature.in_shape != shape:
-                    raise SpaceError(
-                        f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape."
-                    )
+                    raise SpaceError(f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape.")
             shape = layer.signatures[0].out_shape
 
     def choice(self, name: str) -> Choice:
@@ -116,9 +114,7 @@ class SearchSpace:
             "input": self.input_shape,
             "classes": self.num_classes,
             "choices": [(choice.name, choice.options) for choice in self.choices],
-            "layers": [
-                (layer.name, layer.choices, [str(s) for s in layer.signatures]) for layer in self.layers
-            ],
+            "layers": [(layer.name, layer.choices, [str(s) for s in layer.signatures]) for layer in self.layers],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
@@ -155,9 +151,7 @@ class SearchSpace:
             ArchitectureError: The architecture belongs to another space or names an unknown option.
         """
         if architecture.space != self.name:
-            raise ArchitectureError(
-                f"architecture of space '{architecture.space}' given to space '{self.name}'."
-            )
+            raise ArchitectureError(f"architecture of space '{architecture.space}' given to space '{self.name}'.")
         chosen = dict(architecture.options)
         found = []
         for choice in self.choices:

@@ -72,8 +72,7 @@ class OpSignature:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise SpaceError(
-                f"'{text}' is not an operator signature; expected for example "
-                "'mbconv k5 e6 s2 24x56x56 -> 32x28x28'."
+                f"'{text}' is not an operator signature; expected for example 'mbconv k5 e6 s2 24x56x56 -> 32x28x28'."
             )
         pairs = {name: word or int(number) for name, word, number in _ATTRIBUTE.findall(match["attributes"])}
         c, h, w, oc, oh, ow = (int(match[key]) for key in ("c", "h", "w", "oc", "oh", "ow"))
@@ -90,10 +89,7 @@ class OpSignature:
         return value
 
     def __str__(self) -> str:
-        words = [
-            f"{name}{value}" if isinstance(value, int) else f"{name}={value}"
-            for name, value in self.attributes
-        ]
+        words = [f"{name}{value}" if isinstance(value, int) else f"{name}={value}" for name, value in self.attributes]
         shapes = ("x".join(map(str, shape)) for shape in (self.in_shape, self.out_shape))
         return " ".join([self.op, *words, f"s{self.stride}", " -> ".join(shapes)])
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from hwnas.supernet.gates import Gate
 
@@ -40,7 +39,7 @@ class MixedOp(nn.Module):
         y: Tensor = self.options[active](x)
         if not (torch.is_grad_enabled() and gate.weights.requires_grad):
             return y
-        return _HardGate.apply(y, x, gate.weights, active, gate.probed, self._probe)  # type: ignore[no-any-return, no-untyped-call]
+        return _HardGate.apply(y, x, gate.weights, active, gate.probed, self._probe)  # type: ignore[no-any-return]
 
     def _probe(self, option: int, x: Tensor) -> Tensor:
         module = self.options[option]
@@ -74,7 +73,7 @@ class _HardGate(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         y, *inputs = ctx.saved_tensors
         gate = torch.zeros_like(ctx.like)
@@ -87,11 +86,7 @@ class _HardGate(torch.autograd.Function):
 @contextlib.contextmanager
 def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
     """Batch-norm keeps normalising by batch statistics in training mode but updates no buffer."""
-    changed = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    changed = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     # With tracking off a layer in evaluation mode would still use its buffers only if it has them; the
     # flag alone decides about updates in training mode.
     for norm in changed:

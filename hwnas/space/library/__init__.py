@@ -25,7 +25,7 @@ def create_space(name: str, **options: float) -> SearchSpace:
 
     Example:
         >>> create_space("tiny-mbconv", resolution=32).size
-        691488
+        40000
     """
     if name not in SPACES:
         raise UnknownNameError.among("space", name, SPACES)

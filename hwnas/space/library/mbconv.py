@@ -13,7 +13,7 @@ Stage = tuple[int, int, int]
 
 
 def tiny_mbconv(*, resolution: int = 32, num_classes: int = 10, width: float = 1.0) -> SearchSpace:
-    """Seven searched layers for small images: MBConv k{3,5,7} x e{3,6}, or no block where shapes allow it.
+    """Seven searched layers for small images: MBConv k{3,5} x e{3,6}, or no block where shapes allow it.
 
     ====== ============ ======== ====== =========
     input  operator     channels layers stride
@@ -40,7 +40,7 @@ def tiny_mbconv(*, resolution: int = 32, num_classes: int = 10, width: float = 1
         stages,
         stem=16,
         head=160,
-        kernels=(3, 5, 7),
+        kernels=(3, 5),
         expansions=(3, 6),
         resolution=resolution,
         num_classes=num_classes,

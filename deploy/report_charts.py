@@ -1,0 +1,159 @@
+"""Charts as SVG in the page's own colours: curves and a scatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .report_markup import Markup
+from .report_numbers import decimals, fixed
+from .report_svg import Point, dot, line, path, svg, text
+
+Text = Callable[[float, int], str]
+"""A number with that many decimal places."""
+
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
+
+SMOOTHING = 20
+"""The thick curve is a running mean over one part in this many of the points."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Args:
+        name: For the legend and the alternative text.
+        points: In order of x.
+        tone: CSS class that colours it.
+        noisy: Draw the points thin and their running mean thick.
+    """
+
+    name: str
+    points: Sequence[Point]
+    tone: str = "a"
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
+class Axes:
+    """From data to the drawing's coordinates, in a frame of the size of a chart."""
+
+    x: Point
+    y: Point
+
+    @classmethod
+    def around(cls, points: Sequence[Point], *, also_y: Sequence[float] = ()) -> Axes:
+        """Axes that hold all points, with a little air above and below."""
+        xs, ys = [p[0] for p in points], [*(p[1] for p in points), *also_y]
+        return cls(_span(min(xs), max(xs), 0.0), _span(min(ys), max(ys), 0.06))
+
+    def place(self, point: Point) -> Point:
+        """Coordinates of a point; y grows downwards."""
+        across = (point[0] - self.x[0]) / (self.x[1] - self.x[0])
+        up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def draw(self, x_label: str, y_text: Text) -> list[Markup]:
+        """Grid, ticks and the name of the x axis; that of y is the title of the figure."""
+        marks, base, right = [], HEIGHT - BOTTOM, WIDTH - RIGHT
+        rows, columns = ticks(*self.y), ticks(*self.x)
+        for value in rows:
+            _, y = self.place((self.x[0], value))
+            marks += [
+                line((LEFT, y), (right, y), "grid"),
+                text((LEFT - 6, y + 4), y_text(value, _places(rows)), "tick end"),
+            ]
+        for value in columns:
+            x, _ = self.place((value, self.y[0]))
+            anchor = "end" if x > right - 12 else "middle"
+            marks += [
+                line((x, base), (x, base + 4), "axis"),
+                text((x, base + 17), fixed(value, _places(columns)), f"tick {anchor}"),
+            ]
+        marks.append(line((LEFT, base), (right, base), "axis"))
+        return [*marks, text(((LEFT + right) / 2, HEIGHT - 6), x_label, "tick middle")]
+
+
+def curves(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str,
+    y_text: Text = fixed,
+    reference: float | None = None,
+) -> Markup:
+    """Curves over one axis, with a dashed line at the reference if there is one."""
+    drawn = [each for each in series if each.points]
+    axes = Axes.around([p for each in drawn for p in each.points], also_y=[] if reference is None else [reference])
+    marks = axes.draw(x_label, y_text)
+    if reference is not None:
+        marks.append(path([axes.place((x, reference)) for x in axes.x], "target"))
+    for each in drawn:
+        placed = [axes.place(p) for p in each.points]
+        if each.noisy:
+            marks.append(path(placed, f"raw {each.tone}"))
+            placed = [axes.place(p) for p in smooth(each.points)]
+        marks.append(path(placed, f"curve {each.tone}"))
+        if len(placed) == 1:
+            marks.append(dot(placed[0], each.tone))
+    said = "; ".join(f"{each.name} {_course(each.points, y_text)}" for each in drawn)
+    return svg(f"{label}: {said}.", WIDTH, HEIGHT, *marks)
+
+
+def scatter(groups: Sequence[Series], *, label: str, x_label: str) -> Markup:
+    """Points against the diagonal, both axes with one scale; the label says the key figures."""
+    values = [v for group in groups for p in group.points for v in p]
+    span = _span(min(values), max(values), 0.08)
+    axes = Axes(span, span)
+    marks = axes.draw(x_label, fixed)
+    marks.append(line(axes.place((span[0], span[0])), axes.place((span[1], span[1])), "target"))
+    for group in groups:
+        for p in group.points:
+            marks.append(dot(axes.place(p), group.tone, f"{group.name}: {p[0]:.4g}, {p[1]:.4g}"))
+    return svg(label, WIDTH, HEIGHT, *marks)
+
+
+def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
+    """Round values between two bounds, at most about ``count`` of them.
+
+    Example:
+        >>> ticks(0.0, 1.0)
+        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(n * step, 12) for n in range(first, last + 1)]
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Running mean, centred, over fewer points towards the ends."""
+    window = max(1, len(points) // SMOOTHING)
+    kernel, ys = np.ones(window), np.asarray([y for _, y in points])
+    means = np.convolve(ys, kernel, "same") / np.convolve(np.ones_like(ys), kernel, "same")
+    return [(x, float(y)) for (x, _), y in zip(points, means, strict=True)]
+
+
+def _places(values: Sequence[float]) -> int:
+    """Decimal places that tell ticks apart."""
+    return decimals(round(values[1] - values[0], 12), digits=1) if len(values) > 1 else 3
+
+
+def _course(points: Sequence[Point], text: Text) -> str:
+    """Where a curve starts and ends, in words."""
+    first, last = points[0][1], points[-1][1]
+    places = decimals(max(abs(first), abs(last)))
+    return f"from {text(first, places)} to {text(last, places)}"
+
+
+def _span(low: float, high: float, air: float) -> Point:
+    width = (high - low) or abs(high) or 1.0
+    if high == low:
+        air = 0.5
+    return low - air * width, high + air * width

@@ -1,0 +1,123 @@
+"""Drawings of the network and bars of latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .report_markup import Markup, tag
+from .report_numbers import decimals, ms
+from .report_svg import line, path, rect, svg, text
+
+WIDTH = 400
+ROW, BOX = 30, 22
+NAMES, CENTRE, ARC = 92, 200, 306
+"""Columns of the drawing: names end, middle of the boxes, residual connections."""
+
+NARROW, WIDE, TAPER = 168, 200, 7
+"""Width of a box without and with the largest expansion; how much a strided box tapers on each side."""
+
+LONGEST_NAME = 13
+
+NAMED_OPS = {"mbconv": "MBConv"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar: its name, its milliseconds and the CSS class that colours it."""
+
+    name: str
+    ms: float
+    tone: str = "a"
+
+
+def bars(rows: Sequence[Bar], *, label: str, places: int, target_ms: float | None = None) -> Markup:
+    """Bars from zero, to the left where negative, with a line at the target if there is one."""
+    values = [0.0, *(row.ms for row in rows), *([] if target_ms is None else [target_ms])]
+    low, high = min(values), max(values)
+    left, right = NAMES + 12, WIDTH - 82
+
+    def at(value: float) -> float:
+        return left + (right - left) * (value - low) / ((high - low) or 1.0)
+
+    height = ROW * (len(rows) + 1)
+    marks = [line((at(0), ROW - 4), (at(0), height), "axis"), text((at(0), 18), "0", "tick middle")]
+    for number, row in enumerate(rows, start=1):
+        y = number * ROW
+        start, end = sorted((at(0), at(row.ms)))
+        marks += [
+            _name(row.name, y),
+            rect((start, y + 6), max(end - start, 0.5), 14, f"bar {row.tone}"),
+            text((WIDTH, y + 17), ms(row.ms, places), "value end"),
+        ]
+    if target_ms is not None:
+        x = at(target_ms)
+        said = f"target {ms(target_ms, decimals(target_ms))}"
+        marks += [line((x, ROW - 6), (x, height), "target"), text((min(x, right), 18), said, "value end")]
+    said = "; ".join(f"{row.name} {ms(row.ms, places)}" for row in rows)
+    return svg(f"{label}: {said}.", WIDTH, height, *marks)
+
+
+def chain(layers: Sequence[Mapping[str, Any]], input_shape: Sequence[int]) -> Markup:
+    """The network from top to bottom, one row a layer.
+
+    A box is a layer: darker with a larger kernel, wider with a larger expansion, tapering where it strides.
+    A skipped layer is an empty, dashed box with the line going through; a line around a box is its
+    residual connection. The shape to the right is that of the output.
+    """
+    most = max([layer["expansion"] or 1 for layer in layers], default=1)
+    marks = [_name("input", 0), text((WIDTH, 17), _shape(input_shape), "value end")]
+    marks.append(line((CENTRE, 11), (CENTRE, ROW + 4), "flow"))
+    for number, layer in enumerate(layers, start=1):
+        y = number * ROW
+        marks += [_name(layer["name"], y), *_box(layer, y, most)]
+        marks.append(text((WIDTH, y + 17), _shape(layer["out_shape"]), "value end"))
+        if number < len(layers):
+            marks.append(line((CENTRE, y + 4 + BOX), (CENTRE, y + ROW + 4), "flow"))
+    said = "; ".join(f"{layer['name']}: {describe(layer)}" for layer in layers)
+    label = f"Network of {len(layers)} layers, input {_shape(input_shape)}. {said}."
+    return svg(label, WIDTH, ROW * (len(layers) + 1), *marks)
+
+
+def describe(layer: Mapping[str, Any]) -> str:
+    """A layer in words, for those who do not see the drawing."""
+    end = f"to {_shape(layer['out_shape'])}"
+    return f"skipped, stays {end[3:]}" if layer["skipped"] else f"{_words(layer)}, {end}"
+
+
+def _box(layer: Mapping[str, Any], y: float, most: int) -> list[Markup]:
+    top, bottom = y + 4, y + 4 + BOX
+    share = ((layer["expansion"] or 1) - 1) / max(1, most - 1)
+    half = (NARROW + share * (WIDE - NARROW)) / 2
+    words = text((CENTRE, y + 19), _words(layer), "op middle")
+    if layer["skipped"]:
+        through = line((CENTRE, top), (CENTRE, bottom), "flow")
+        return [through, rect((CENTRE - half, top), 2 * half, BOX, "skipped"), words]
+    end = half - (TAPER if layer["stride"] > 1 else 0)
+    corners = [(CENTRE - half, top), (CENTRE + half, top), (CENTRE + end, bottom), (CENTRE - end, bottom)]
+    kernel = min(7, layer["kernel"] or 1)
+    around = [(CENTRE, top - 3), (ARC, top - 3), (ARC, bottom + 3), (CENTRE, bottom + 3)]
+    arc = [path(around, "residual")] if layer["residual"] else []
+    return [*arc, path(corners, f"box k{kernel}", closed=True), words]
+
+
+def _words(layer: Mapping[str, Any]) -> str:
+    if layer["skipped"]:
+        return "skipped"
+    kernel = f" {layer['kernel']}×{layer['kernel']}" if layer["kernel"] else ""
+    expansion = f" e{layer['expansion']}" if layer["expansion"] else ""
+    stride = f", stride {layer['stride']}" if layer["stride"] > 1 else ""
+    return NAMED_OPS.get(layer["op"], str(layer["op"])) + kernel + expansion + stride
+
+
+def _shape(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{channels} × {height}×{width}"
+
+
+def _name(name: str, y: float) -> Markup:
+    if len(name) <= LONGEST_NAME:
+        return text((0, y + 17), name, "name")
+    short = f"{name[:5]}…{name[-(LONGEST_NAME - 6) :]}"
+    return tag("text", tag("title", name), short, x=0, y=y + 17, class_="name")

@@ -1,0 +1,140 @@
+"""The sections of a report below its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .report_charts import Series, scatter
+from .report_figures import Bar, bars, chain
+from .report_learning import probabilities_section, search_section, training_section
+from .report_markup import Markup, figure, legend, section, table, tag
+from .report_numbers import decimals, fixed, large, ms, percent
+from .report_provenance import provenance, reproduction
+
+Document = Mapping[str, Any]
+
+
+_ERRORS: dict[str, Callable[[Document], str]] = {
+    "MAPE": lambda error: percent(error["mape"] / 100),
+    "within 5 %": lambda error: percent(error["within_5"], 0),
+    "within 10 %": lambda error: percent(error["within_10"], 0),
+    "bias": lambda error: percent(error["bias"] / 100),
+    "Spearman": lambda error: fixed(error["spearman"], 2),
+    "networks": lambda error: str(error["num_networks"]),
+}
+
+
+def sections(report: Document) -> list[Markup]:
+    """All of them, in the order of the page."""
+    return [
+        _derivation(report),
+        _network(report),
+        search_section(report),
+        probabilities_section(report["probabilities"]),
+        _prediction(report),
+        training_section(report),
+        provenance(report),
+        reproduction(report["commands"]),
+    ]
+
+
+def _derivation(report: Document) -> Markup:
+    places = decimals(report["latency"]["target_ms"])
+    low, high = (ms(value, places) for value in report["reachable_ms"])
+    intro = (
+        f"Networks of this space are predicted to take {low} to {high}. Each round derives the best "
+        "architecture under an internal limit and measures it; a miss tightens the limit."
+    )
+    rows = [
+        (
+            str(number),
+            each["id"],
+            ms(each["limit_ms"], places),
+            ms(each["predicted_ms"], places),
+            "not measured" if each["measured_ms"] is None else ms(each["measured_ms"], places),
+            "✓ met" if each["met"] else "✗ missed",
+        )
+        for number, each in enumerate(report["rounds"], start=1)
+    ]
+    header = ("round", "architecture", "limit", "predicted", "measured", "target")
+    return section("Derivation", intro, table("Derivation rounds", header, rows))
+
+
+def _network(report: Document) -> Markup:
+    layers, overhead = report["layers"], report["overhead_ms"]
+    shares = [*(layer["predicted_ms"] for layer in layers), overhead]
+    places = min(4, decimals(max(map(abs, shares))))
+    rows = [Bar(layer["name"], layer["predicted_ms"], "c" if layer["skipped"] else "a") for layer in layers]
+    rows.append(Bar("overhead", overhead, "b"))
+    total = f"Predicted shares; they add up to {ms(sum(shares), places)}. "
+    sign = (
+        "The overhead is negative: a whole network runs faster than its blocks timed one by one."
+        if overhead < 0
+        else "The overhead is what a network costs beyond its blocks."
+    )
+    drawn = figure(
+        chain(layers, report["input_shape"]),
+        "Architecture",
+        "e: how much a block expands its channels inside. Darker: larger kernel. Wider: larger expansion. "
+        "Tapered: strided. Dashed: skipped. Line around a box: residual connection. Right: output channels "
+        "× height × width.",
+    )
+    timed = figure(bars(rows, label="Predicted latency by layer", places=places), "Latency by layer", total, sign)
+    pair = tag("div", drawn, timed, class_="columns")
+    return section("Network", "", pair, _layer_table(layers, places))
+
+
+def _layer_table(layers: Sequence[Document], places: int) -> Markup:
+    rows = [
+        (
+            layer["name"],
+            layer["operator"],
+            ms(layer["predicted_ms"], places),
+            large(layer["macs"]),
+            fixed(layer["parameters"], 0),
+        )
+        for layer in layers
+    ]
+    header = ("layer", "operator", "predicted", "MACs", "parameters")
+    return tag("details", tag("summary", "All layers as a table"), table("Layers", header, rows))
+
+
+def _prediction(report: Document) -> Markup:
+    prediction, latency = report["prediction"], report["latency"]
+    errors = [("this table", prediction["error"]), *prediction["baselines"].items()]
+    known = [(name, error) for name, error in errors if error]
+    rows = ((title, *(text(error) for _, error in known)) for title, text in _ERRORS.items())
+    header = ("", *(name for name, _ in known))
+    intro = (
+        "How sums of table entries predict whole networks that were measured with the table. Held out: each "
+        "network is predicted by a fit to all the others; the plain sum has nothing to fit."
+    )
+    if not known:
+        return section("Prediction", "No whole network was measured with the table: its error is unknown.")
+    drawn = [_scatter(prediction["networks"], latency)] if prediction["networks"] else []
+    side = tag("div", tag("h3", "Held-out error"), table("Held-out error", header, tuple(rows)))
+    return section("Prediction", intro, tag("div", *drawn, side, class_="columns"))
+
+
+def _scatter(networks: Sequence[Document], latency: Document) -> Markup:
+    places = decimals(latency["target_ms"])
+    points = [(each["measured_ms"], each["predicted_ms"]) for each in networks]
+    groups = [Series("calibration network", points)]
+    said = f"Predicted against measured latency of {len(points)} networks, {_range(points, places)}"
+    if latency["measured_ms"] is not None:
+        result = (latency["measured_ms"], latency["predicted_ms"])
+        groups.append(Series("result", [result], "b"))
+        said += f"; the result predicted {ms(result[1], places)}, measured {ms(result[0], places)}"
+    drawing = scatter(groups, label=said + ".", x_label="measured, ms")
+    return figure(
+        drawing,
+        "Predicted against measured, ms",
+        legend(*((group.tone, group.name) for group in groups), ("line", "equal")),
+        "The model was fitted to these very networks; its held-out error is in the table.",
+    )
+
+
+def _range(points: Sequence[tuple[float, float]], places: int) -> str:
+    measured = [x for x, _ in points]
+    return f"measured {ms(min(measured), places)} to {ms(max(measured), places)}"

@@ -1,0 +1,273 @@
+"""The commands: each parses, calls one public function, and prints.
+
+Nothing heavy is imported before a command needs it, so that help and listings answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hwnas._version import __version__
+from hwnas.console import Reporter, console, draw, errors, rows
+from hwnas.errors import HwnasError, UsageError, VerificationError
+from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, create_profiler, load
+from hwnas.recipes import recipe_names
+from hwnas.space.library import SPACES, create_space
+
+if TYPE_CHECKING:
+    from hwnas.space import SearchSpace
+
+app = typer.Typer(
+    name="hwnas",
+    help="Hardware-aware neural architecture search: profile a device, search under a millisecond limit, deploy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tables = typer.Typer(help="Look at latency tables.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tables, name="table")
+
+SpaceName = Annotated[str, typer.Option("--space", help="Search space; see 'hwnas list spaces'.")]
+Resolution = Annotated[int | None, typer.Option(help="Height and width of the images; the space's own if not given.")]
+NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own number if not given.")]
+Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
+Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+
+
+def main() -> None:
+    """Runs the command line; exit code 0 done, 1 failed, 2 wrong usage."""
+    try:
+        app(standalone_mode=True)
+    except UsageError as error:
+        errors.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except HwnasError as error:
+        errors.print(f"error: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what is done is kept. Run the same command again (search: with --resume).")
+        sys.exit(1)
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"hwnas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of hwnas itself."""
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Literal["spaces", "recipes", "profilers", "exporters", "tables", "all"], typer.Argument(help="What to list.")
+    ] = "all",
+) -> None:
+    """List what is here, what is missing and how to get it."""
+    listings: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+        "spaces": lambda: [(name, _first_line(function.__doc__)) for name, function in SPACES.items()],
+        "recipes": lambda: list(recipe_names().items()),
+        "profilers": lambda: _plugins(PROFILERS),
+        "exporters": lambda: _plugins(EXPORTERS),
+        "tables": _shipped_tables,
+    }
+    for name in listings if what == "all" else [what]:
+        rows(name, (name.removesuffix("s"), "what it is"), listings[name]() or [("none", "")])
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the table and the run.")] = Path("runs/demo"),
+    data: Data = "digits",
+    max_ms: Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Run the whole loop on this processor, on real images, in minutes."""
+    from hwnas.demo import demo as run_demo
+    from hwnas.demo import next_folder
+
+    with Reporter() as reporter:
+        run_demo(next_folder(output), data=data, max_ms=max_ms, seed=seed, progress=reporter, say=_say)
+
+
+@app.command()
+def profile(
+    space: SpaceName,
+    output: Annotated[Path, typer.Option(help="The table, NAME.csv; an existing one is resumed or extended.")],
+    profiler: Annotated[str, typer.Option(help="Runtime; see 'hwnas list profilers'.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="Device of that runtime.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
+    batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads inside one operator.")] = 1,
+    networks: Annotated[int, typer.Option(help="Whole random networks to measure, for the error.")] = 12,
+    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 12,
+    resolution: Resolution = None,
+    num_classes: NumClasses = None,
+    width: Width = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure a space on a device: a latency table that states its own error."""
+    built = _space(space, resolution, num_classes, width)
+    target = create_profiler(profiler, device=device, precision=precision, batch=batch, threads=threads)
+    from hwnas.latency.sweep import profile as sweep
+
+    with Reporter() as reporter:
+        table = sweep(
+            built, target, output=output, num_networks=networks, num_rounds=rounds, seed=seed, progress=reporter
+        )
+    _say(f"{len(table.entries)} operators in {table.path}")
+    _describe_model(built, table)
+
+
+@app.command()
+def search(
+    space: SpaceName,
+    table: Annotated[Path, typer.Option(help="Latency table of the device.")],
+    output: Annotated[Path, typer.Option(help="Run folder to create.")],
+    max_ms: Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")] = None,
+    recipe: Annotated[str, typer.Option(help="Method; see 'hwnas list recipes'.")] = "gumbel",
+    data: Data = "digits",
+    epochs: Annotated[int | None, typer.Option(help="The recipe's own number if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="The recipe's own if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
+    resolution: Resolution = None,
+    num_classes: NumClasses = None,
+    width: Width = None,
+    seed: Seed = 0,
+) -> None:
+    """Search a space under a hard latency limit."""
+    from hwnas.latency.table import LatencyTable
+    from hwnas.steps import search_run
+
+    built = _space(space, resolution, num_classes, width)
+    loaded = LatencyTable.load(table)
+    _describe_model(built, loaded)
+    arguments = {"num_epochs": epochs, "batch_size": batch_size}
+    with Reporter() as reporter:
+        rounds = search_run(
+            built, loaded, output, data=data, max_ms=max_ms, recipe=recipe,
+            recipe_arguments={name: value for name, value in arguments.items() if value is not None},
+            seed=seed, resume=resume, other_device=other_device, progress=reporter,
+        )  # fmt: skip
+    for each in rounds:
+        _say(str(each))
+    _say(draw(built, rounds[-1].architecture))
+    if not rounds[-1].met:
+        raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
+
+
+@app.command()
+def train(
+    run: RunPath,
+    data: Annotated[str | None, typer.Option(help="Another data set than the search's.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+) -> None:
+    """Train the derived network from scratch; resumes if interrupted."""
+    from hwnas.run import RunFolder
+    from hwnas.steps import train_run
+    from hwnas.training import TrainingOptions
+
+    options_ = TrainingOptions(num_epochs=epochs, batch_size=batch_size)
+    with Reporter() as reporter:
+        accuracy = train_run(RunFolder.open(run), data=data, options=options_, progress=reporter)
+    _say(f"top-1 {accuracy:.2%} on held-out images")
+
+
+@app.command()
+def export(
+    run: RunPath,
+    exporter: Annotated[str, typer.Option(help="Format; see 'hwnas list exporters'.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
+) -> None:
+    """Write the trained network as a file to deploy."""
+    from hwnas.run import RunFolder
+    from hwnas.steps import export_run
+
+    _say(f"exported {export_run(RunFolder.open(run), exporter=exporter, precision=precision)}")
+
+
+@app.command()
+def verify(run: RunPath) -> None:
+    """Prove the exported file: same numbers as PyTorch, and the promised milliseconds."""
+    from hwnas.demo import say_proof
+
+    proof = load(PROOFS, "verify")(run)
+    say_proof(proof, _say)
+    if proof["failures"]:
+        raise VerificationError(f"{run}: {'; '.join(proof['failures'])}.")
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write everything about a run as one HTML page and as JSON."""
+    _say(f"wrote {load(PROOFS, 'report')(run)}")
+
+
+@tables.command("check")
+def check(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV of a latency table.")],
+    space: Annotated[str | None, typer.Option("--space", help="Also check that it covers this space.")] = None,
+    resolution: Resolution = None,
+    num_classes: NumClasses = None,
+    width: Width = None,
+) -> None:
+    """Check that a table is whole, plausible, and covers a space."""
+    from hwnas.latency.table import LatencyTable
+
+    loaded = LatencyTable.load(table)
+    statuses = [entry.status for entry in loaded.entries.values()]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "unstable", "failed"))
+    _say(f"{table}: {len(statuses)} operators ({counts})\n{loaded.environment}")
+    if space is not None:
+        _describe_model(_space(space, resolution, num_classes, width), loaded)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
+
+
+def _space(name: str, resolution: int | None, num_classes: int | None, width: float | None) -> SearchSpace:
+    given = {"resolution": resolution, "num_classes": num_classes, "width": width}
+    return create_space(name, **{key: value for key, value in given.items() if value is not None})
+
+
+def _describe_model(space: SearchSpace, table: Any) -> None:
+    from hwnas.demo import say_error
+    from hwnas.latency.budget import feasible_range_ms
+    from hwnas.latency.model import LatencyModel
+
+    model = LatencyModel.from_table(space, table)
+    say_error(model, _say)
+    _say("reachable: {:.4g} to {:.4g} ms".format(*feasible_range_ms(model)))
+
+
+def _plugins(group: str) -> list[tuple[str, ...]]:
+    return [
+        (name, f"needs {', '.join(plugin.missing)}: {plugin.remedy}" if plugin.missing else "ready")
+        for name, plugin in available(group).items()
+    ]
+
+
+def _shipped_tables() -> list[tuple[str, ...]]:
+    files = resources.files("hwnas.latency_tables").iterdir()
+    return [(name, "shipped with hwnas") for name in sorted(f.name for f in files) if name.endswith(".csv")]
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().splitlines()[0]

@@ -1,0 +1,95 @@
+"""What every registered part must do; a package that adds one calls the same checks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwnas.latency.sweep import models_for
+from hwnas.latency.table import LatencyTable
+from hwnas.plugins import Exporter, Profiler, Session
+from hwnas.search.protocols import Relaxation
+from hwnas.space import OpSignature
+from hwnas.supernet.supernet import Network
+from hwnas.testing.toys import toy_space
+
+
+def check_profiler(profiler: Profiler) -> None:
+    """A profiler describes itself, computes what PyTorch computes, and times in milliseconds.
+
+    Raises:
+        AssertionError: Names the broken promise.
+    """
+    environment = profiler.environment()
+    assert isinstance(profiler, Profiler), "it lacks a method of the protocol"
+    assert profiler.consumes in ("onnx", "module"), "consumes is 'onnx' or 'module'"
+    assert not environment.differences(profiler.environment()), "the environment must not change by itself"
+    assert all((environment.device, environment.runtime, environment.runtime_version)), "it must name itself"
+    signature = OpSignature.parse("mbconv k3 e3 r1 s1 8x8x8 -> 8x8x8")
+    torch.manual_seed(0)
+    ((_, model, module),) = models_for([(signature,)], profiler)
+    session = profiler.prepare(model, signature.in_shape)
+    assert isinstance(session, Session), "prepare must return a Session"
+    images = np.random.default_rng(0).standard_normal((environment.batch, *signature.in_shape), dtype=np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(session.run(images), expected, rtol=1e-3, atol=1e-3, err_msg="it computes otherwise")
+    samples = session.time_ms(budget_ms=5.0)
+    assert samples and all(math.isfinite(s) and s > 0 for s in samples), "times are positive and finite"
+    session.close()
+
+
+def check_relaxation(relaxation: Relaxation) -> None:
+    """Gates name every choice, repeat under one seed, and agree with what they say of themselves.
+
+    Raises:
+        AssertionError: Names the broken promise.
+    """
+    space = toy_space()
+    logits = {c.name: nn.Parameter(torch.linspace(-1, 1, len(c.options))) for c in space.choices}
+    for progress in (0.0, 0.5, 1.0):
+        gates = relaxation(logits, progress=progress, generator=torch.Generator().manual_seed(7))
+        again = relaxation(logits, progress=progress, generator=torch.Generator().manual_seed(7))
+        assert set(gates) == set(logits), "every choice needs a gate"
+        for name, gate in gates.items():
+            assert torch.equal(gate.weights, again[name].weights), "the generator must be the only randomness"
+            assert gate.weights.shape == logits[name].shape, "one weight an option"
+            assert gate.active and not set(gate.active) & set(gate.probed), "an option is active or probed, not both"
+            idle = [k for k in range(len(gate.weights)) if k not in gate.active]
+            assert all(gate.weights[k] == 0 for k in idle), "an option that does not run weighs nothing"
+            if gate.hard:
+                assert len(gate.active) == 1, "a hard gate has one active option"
+                assert gate.weights[gate.active[0]] == 1, "whose weight is exactly one"
+
+
+def check_exporter(exporter: Exporter, folder: Path) -> Path:
+    """An exporter writes one complete file with the suffix it promises, and no other.
+
+    Raises:
+        AssertionError: Names the broken promise.
+    """
+    space = toy_space()
+    network = Network(space, space.architecture([0, 1, 2])).eval()
+    path = folder / f"model{exporter.suffix}"
+    before = set(folder.iterdir())
+    returned = exporter.export(
+        network, path, input_shape=space.input_shape, precision="fp32", metadata={"space": space.name}
+    )
+    assert returned == path, "it must return the path"
+    assert path.stat().st_size > 0, "the file must not be empty"
+    assert path in set(folder.iterdir()) - before, "the file must be where it was asked for"
+    return path
+
+
+def check_table(table: LatencyTable, folder: Path) -> None:
+    """A table survives a round trip through its files exactly.
+
+    Raises:
+        AssertionError: Names the broken promise.
+    """
+    loaded = table.save(folder / "round_trip.csv")
+    assert LatencyTable.load(folder / "round_trip.csv") == loaded, "the round trip must be exact"

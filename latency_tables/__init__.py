@@ -1,0 +1,1 @@
+"""Latency tables that ship with hwnas; see the README in this folder."""

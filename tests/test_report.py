@@ -1,0 +1,418 @@
+"""The report of a run: whole, self-contained, honest; on a small run made by the real steps."""
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from hwnas.deploy.report import report
+
+from hwnas.cli import app
+from hwnas.data import ImageData, load_data
+from hwnas.errors import RunError
+from hwnas.latency.budget import Budget
+from hwnas.latency.calibration import calibration_record
+from hwnas.latency.environment import Environment
+from hwnas.latency.measurement import Measurement
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+from hwnas.run import RunFolder, origin, table_hash
+from hwnas.search.loop import SearchResult
+from hwnas.search.target import DerivationRound
+from hwnas.space import OpSignature, SearchSpace, create_space, macs
+from hwnas.steps import train_run, write_derivation
+from hwnas.supernet.supernet import Supernet
+from hwnas.training import TrainingOptions
+
+TARGET_MS, OVERHEAD_MS = 0.25, -0.05
+
+PROOF = """{
+  "file": "model.onnx", "bytes": 123456, "failures": [], "numerics": {
+    "num_images": 4, "max_difference": 3.8e-06, "mean_difference": 4.9e-07, "max_relative_difference": 6e-07,
+    "min_cosine": 0.99999976, "top1_agreement": 1.0, "accuracy_pytorch": 0.75, "accuracy_exported": 0.5
+  }, "latency": {
+    "target_ms": 0.25, "measured_ms": 0.1953, "p50_ms": 0.2017, "p90_ms": 0.2111, "p99_ms": 0.3499, "met": true,
+    "statistic": "10% quantile of 99 runs, as in the table"
+  }
+}"""
+"""What ``hwnas verify`` would write; exporting and timing take too long for a test of the report."""
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def entry_ms(signature: OpSignature) -> float:
+    """Every operator takes 0.01 ms and 1 ms for 10 million multiply-adds."""
+    return 0.01 + macs(signature) / 1e7
+
+
+def saved_table(space: SearchSpace, folder: Path) -> LatencyTable:
+    """Networks measured exactly ``OVERHEAD_MS`` off the sum: the fit must find slope 1 and that overhead."""
+    environment = Environment("Test <chip>", "onnxruntime", "1.0", details={"governor": "performance"})
+    entries = {s: Measurement(entry_ms(s), entry_ms(s), entry_ms(s), 0.01, 100) for s in space.signatures()}
+    networks = [(a, OVERHEAD_MS + sum(map(entry_ms, space.operators(a)))) for a in space.distinct(6, seed=1)]
+    calibrations = {space.fingerprint: calibration_record(space, networks)}
+    return LatencyTable(environment, entries, calibrations, {"date": "today"}).save(folder / "table.csv")
+
+
+def tiny_data(folder: Path) -> ImageData:
+    """8 training and 4 held-out images of two classes."""
+    rng, labels = np.random.default_rng(0), np.arange(8) % 2
+    images = rng.integers(0, 256, (8, 16, 16), dtype=np.uint8)
+    np.savez(folder / "tiny.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
+    return load_data(f"npz:{folder / 'tiny.npz'}", resolution=16)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was searched, trained and verified."""
+    folder = tmp_path_factory.mktemp("finished")
+    space = create_space("tiny-mbconv", resolution=16, num_classes=2)
+    table, data = saved_table(space, folder), tiny_data(folder)
+    budget = Budget(LatencyModel.from_table(space, table), TARGET_MS)
+    config = {
+        "space": space.describe(),
+        "table": {"path": str(table.path), "sha256": table_hash(table)},
+        "max_ms": TARGET_MS,
+        "recipe": {"name": "gumbel", "arguments": {"num_epochs": 3}},
+        "data": data.spec,
+        "seed": 7,
+        "other_device": False,
+    }
+    run = RunFolder.create(folder / "run", config, resume=False)
+    probabilities = {c.name: torch.linspace(1, 2, len(c.options)).softmax(0) for c in space.choices}
+    chosen = space.architecture([len(c.options) - 1 for c in space.choices])
+    rounds = [
+        DerivationRound(space.architecture([0] * len(space.choices)), TARGET_MS, 0.24, 0.26, met=False),
+        DerivationRound(chosen, 0.23, budget.model.exact_ms(chosen), 0.2, met=True),
+    ]
+    write_derivation(run, budget, rounds, SearchResult(Supernet(space), probabilities), data)
+    log = [{"step": s, "weight_loss": 2 - s / 9, "multiplier": 0.0, "probabilities": {}} for s in range(9)]
+    log[7] |= {"expected_ms": 0.22}
+    log[8] |= {"expected_ms": 0.21, "arch_loss": math.nan}
+    run.file("search.jsonl").write_text("".join(json.dumps(each) + "\n" for each in log))
+    train_run(run, options=TrainingOptions(num_epochs=2, batch_size=4))
+    verification = json.loads(PROOF) | {"environment": table.environment.to_dict(), "origin": origin()}
+    verification["latency"]["predicted_ms"] = budget.model.exact_ms(chosen)
+    run.file("verification.json").write_text(json.dumps(verification))
+    return run.path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run to change."""
+    return shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt", "tensorboard"))
+
+
+def edit(run: Path, name: str, change: Edit) -> None:
+    document = json.loads((run / name).read_text())
+    change(document)
+    (run / name).write_text(json.dumps(document))
+
+
+class Page(HTMLParser):
+    """Checks that tags balance, and keeps texts and elements."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\u00a0", " ").split())
+
+    def having(self, name: str, class_: str) -> list[dict[str, str | None]]:
+        return [a for tag, a in self.elements if tag == name and class_ in (a.get("class") or "").split()]
+
+
+def written(run: Path) -> tuple[Page, dict[str, Any]]:
+    path = report(run)
+    assert path == run / "report.html"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return Page(path), json.loads((run / "report.json").read_text(), parse_constant=refuse)
+
+
+# --- the numbers
+
+
+def test_key_figures_stand_on_the_page_and_in_the_document(run: Path) -> None:
+    page, document = written(run)
+    latency, accuracy = document["latency"], document["accuracy"]
+    training = json.loads((run / "training.json").read_text())
+    assert latency["met"]
+    assert latency["basis"] == "verification"
+    assert (latency["measured_ms"], latency["p50_ms"], latency["p99_ms"]) == (0.1953, 0.2017, 0.3499)
+    assert accuracy["trained"] == training["accuracy"]
+    assert (accuracy["pytorch"], accuracy["exported"]) == (0.75, 0.5)
+    assert document["size"] == {
+        "parameters": training["parameters"],
+        "macs": training["macs"],
+        "file": "model.onnx",
+        "bytes": 123456,
+    }
+    # 0.1953 is 21.9 % below 0.25; the target decides three decimals
+    assert "✓ Target met : 0.195 ms of 0.250 ms allowed, 22 % below" in page.text
+    for figure in ("0.202 ms", "0.211 ms", "0.350 ms", "3.8×10⁻⁶", "1 − 2.4×10⁻⁷", "123 kB", "50.0 %"):
+        assert figure in page.text
+    assert f"{training['parameters']:,}" in page.text
+    assert "0.260 ms ✗ missed" in page.text
+    assert "0.200 ms ✓ met" in page.text
+
+
+def test_numbers_for_machines_are_those_of_the_document(run: Path) -> None:
+    page, document = written(run)
+    exact = [float(attributes["value"] or "nan") for tag, attributes in page.elements if tag == "data"]
+    latency, numerics = document["latency"], document["numerics"]
+    expected = [
+        *(latency[name] for name in ("measured_ms", "target_ms", "relative_error")),
+        *document["accuracy"].values(),
+        *(document["size"][name] for name in ("parameters", "macs", "bytes")),
+        *(numerics[n] for n in ("num_images", "max_difference", "mean_difference", "min_cosine")),
+        numerics["top1_agreement"],
+        document["prediction"]["error"]["mape"],
+        *(error["mape"] for error in document["prediction"]["baselines"].values()),
+    ]
+    assert exact == expected
+
+
+def test_layers_and_overhead_add_up_to_the_prediction(run: Path) -> None:
+    page, document = written(run)
+    # the networks of the table were measured at their sum - 0.05 ms, and the calibration finds that
+    assert document["overhead_ms"] == pytest.approx(OVERHEAD_MS, abs=1e-9)
+    total = sum(layer["predicted_ms"] for layer in document["layers"]) + document["overhead_ms"]
+    assert total == pytest.approx(document["latency"]["predicted_ms"], abs=1e-9)
+    assert [layer["name"] for layer in document["layers"] if layer["skipped"]] == [
+        *("stage1_layer2", "stage2_layer2", "stage2_layer3", "stage3_layer2")
+    ]
+    assert "−0.0500 ms" in page.text
+    assert "The overhead is negative" in page.text
+
+
+def test_calibration_networks_are_predicted_and_measured(run: Path) -> None:
+    page, document = written(run)
+    networks = document["prediction"]["networks"]
+    assert len(networks) == 6
+    for network in networks:
+        assert network["predicted_ms"] == pytest.approx(network["measured_ms"], abs=1e-9)
+    assert len(page.having("circle", "dot")) == 6 + 1  # and the result
+    assert "fitted to these very networks" in page.text
+
+
+# --- meeting the target
+
+
+def test_measurement_above_the_target_says_missed(run: Path) -> None:
+    edit(run, "verification.json", lambda v: v["latency"].update(measured_ms=0.2526))
+    page, document = written(run)
+    assert not document["latency"]["met"]  # although the file still says so
+    assert "✗ Target missed : 0.253 ms of 0.250 ms allowed, 1.0 % above" in page.text
+    assert "Target met" not in page.text
+
+
+def test_measurement_within_the_tolerance_says_so(run: Path) -> None:
+    edit(run, "verification.json", lambda v: v["latency"].update(measured_ms=0.2524))
+    page, document = written(run)
+    assert document["latency"]["met"]
+    assert "0.252 ms of 0.250 ms allowed, 1.0 % above, within the 1 % allowed for noise" in page.text
+
+
+def test_failed_bounds_and_surprises_are_said_first(run: Path) -> None:
+    def change(verification: dict[str, Any]) -> None:
+        verification["failures"] = ["top-1 agrees on 98.00%; at least 99.9% is required"]
+        verification["latency"]["p50_ms"] = 0.2711
+        verification["latency"]["measured_ms"] = 0.1
+
+    edit(run, "verification.json", change)
+    page, _ = written(run)
+    head = page.text[: page.text.index("Summary")]
+    assert "Verification failed: top-1 agrees on 98.00%" in head
+    assert "The median run took 0.271 ms, longer than the target" in head
+    assert "above the measurement" in head
+
+
+# --- steps not done yet
+
+
+def test_run_without_training_names_the_commands(run: Path) -> None:
+    (run / "training.json").unlink()
+    (run / "verification.json").unlink()
+    page, document = written(run)
+    assert document["training"] is None
+    assert document["numerics"] is None
+    assert document["latency"]["basis"] == "derivation"
+    assert document["latency"]["measured_ms"] == 0.2
+    assert f"Not trained yet. Run: hwnas train {run}" in page.text
+    assert f"hwnas verify {run}" in page.text[: page.text.index("Derivation")]
+    assert document["missing"]["verification"][0].startswith("hwnas train")
+
+
+def test_run_without_verification_names_the_command(run: Path) -> None:
+    (run / "verification.json").unlink()
+    (run / "model.onnx").touch()
+    page, document = written(run)
+    assert document["missing"] == {"verification": [f"hwnas verify {run}"]}
+    assert f"Not verified yet. Run: hwnas verify {run}" in page.text
+    assert document["accuracy"]["trained"] is not None
+
+
+def test_nothing_measured_is_called_a_prediction(run: Path) -> None:
+    def forget(derivation: dict[str, Any]) -> None:
+        derivation["rounds"][-1]["measured_ms"] = None
+
+    edit(run, "derivation.json", forget)
+    (run / "verification.json").unlink()
+    page, document = written(run)
+    assert document["latency"]["basis"] == "prediction"
+    assert "predicted; not measured on the device" in page.text
+
+
+def test_results_of_a_replaced_architecture_are_left_out(run: Path) -> None:
+    edit(run, "verification.json", lambda verification: verification["latency"].update(predicted_ms=0.111))
+    _, document = written(run)
+    assert document["training"] is not None
+    assert document["numerics"] is None
+    edit(run, "training.json", lambda training: training.update(architecture="00000000"))
+    page, document = written(run)
+    assert document["training"] is None
+    assert "training.json is about an architecture that was replaced since" in page.text
+
+
+def test_lost_table_is_said_and_the_rest_stays(run: Path) -> None:
+    edit(run, "run.json", lambda document: document["config"]["table"].update(path="/nowhere/table.csv"))
+    page, document = written(run)
+    assert document["prediction"]["networks"] == []
+    assert document["provenance"]["environment"]["device"] == "Test <chip>"  # from the verification
+    assert "The latency table could not be read: /nowhere/table.json does not exist" in page.text
+
+
+def test_unfinished_or_damaged_run_is_an_error_that_says_what_to_do(run: Path) -> None:
+    edit(run, "derivation.json", lambda derivation: derivation.pop("rounds"))
+    with pytest.raises(RunError, match=r"derivation\.json lacks 'rounds'"):
+        report(run)
+    (run / "derivation.json").unlink()
+    with pytest.raises(RunError, match=r"no derivation\.json.*--resume"):
+        report(run)
+    assert not (run / "report.html").exists()
+
+
+# --- the page
+
+
+def test_page_is_self_contained(run: Path) -> None:
+    page, _ = written(run)
+    names = [tag for tag, _ in page.elements]
+    assert not {"script", "link", "iframe", "img", "object", "base"} & set(names)
+    for _, attributes in page.elements:
+        assert not {"src", "href", "xlink:href", "onload", "onclick"} & set(attributes)
+    assert "://" not in page.source
+    assert "@import" not in page.source
+    assert "url(" not in page.source
+    assert page.source.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert (run / "report.html").stat().st_size < 600_000
+
+
+def test_every_drawing_has_an_alternative_text(run: Path) -> None:
+    page, document = written(run)
+    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
+    labels = [attributes["aria-label"] or "" for attributes in drawings]
+    assert all(attributes["role"] == "img" for attributes in drawings)
+    assert any("measured 0.195\u00a0ms" in label for label in labels)
+    assert any("stage1_layer2: skipped" in label for label in labels)
+    assert any(label.startswith("Loss: weights from 2.00 to 1.11") for label in labels)  # 2 - 8 / 9
+    assert len(labels) == len(set(labels))
+    assert len(document["layers"]) == 10
+
+
+def test_chosen_options_are_marked(run: Path) -> None:
+    page, document = written(run)
+    for choice in document["probabilities"]:
+        assert [option["chosen"] for option in choice["options"]].index(True) == len(choice["options"]) - 1
+        assert sum(option["probability"] for option in choice["options"]) == pytest.approx(1)
+    marked = page.having("td", "chosen")
+    assert len(marked) == len(document["probabilities"]) == 7
+    # softmax of 1 .. 2 over 5 options: the last has e^2 / (e^1 + e^1.25 + e^1.5 + e^1.75 + e^2) = 31.0 %
+    assert "--share:31.0" in [attributes["style"] for attributes in marked]
+    assert "31 ✓" in page.text
+
+
+def test_missing_numbers_of_a_log_become_null(run: Path) -> None:
+    _, document = written(run)
+    assert document["search"]["arch_loss"] == [None] * 9  # eight not logged, one NaN
+    assert document["search"]["step"] == list(range(9))
+    assert document["search"]["expected_ms"][-1] == 0.21
+
+
+def test_hostile_names_are_text(run: Path) -> None:
+    hostile = "\"><script>alert(1)</script><b x='"
+
+    def rename(derivation: dict[str, Any]) -> None:
+        derivation["layers"][0]["name"] = derivation["rounds"][0]["id"] = hostile
+        derivation["prediction"]["baselines"][hostile] = derivation["prediction"]["error"]
+
+    edit(run, "derivation.json", rename)
+    edit(run, "training.json", lambda training: training.update(data=hostile))
+    edit(run, "run.json", lambda document: document["origin"].update(command=hostile))
+    edit(run, "run.json", lambda document: document["config"].update(data=hostile))
+    edit(run, "verification.json", lambda v: v.update(file=hostile, failures=[hostile]))
+    page, _ = written(run)
+    names = {tag for tag, _ in page.elements}
+    assert "script" not in names
+    assert "b" not in names
+    assert "<script>" not in page.source
+    assert page.text.count("<script>alert(1)</script>") >= 5
+
+
+# --- how to get it again
+
+
+def test_commands_are_those_of_the_command_line(run: Path) -> None:
+    page, document = written(run)
+    parsed = {}
+    for name, line in document["commands"].items():
+        assert line in page.text
+        program, command, *arguments = shlex.split(line)
+        assert (program, command) == ("hwnas", name)
+        group = typer.main.get_command(app)
+        parsed[name] = group.commands[name].make_context(name, list(arguments)).params  # type: ignore[attr-defined]
+    assert list(parsed) == ["profile", "search", "train", "export", "verify", "report"]
+    assert parsed["profile"] | {"networks": 6, "resolution": 16, "threads": 1} == parsed["profile"]
+    assert parsed["search"] | {"max_ms": TARGET_MS, "epochs": 3, "seed": 7} == parsed["search"]
+    assert parsed["train"]["epochs"] == 2
+    assert Path(parsed["search"]["output"]) == run
+
+
+def test_provenance_is_complete(run: Path) -> None:
+    page, document = written(run)
+    config = json.loads((run / "run.json").read_text())["config"]
+    for fact in (config["table"]["sha256"], "Test <chip>", "onnxruntime", "fp32", "gumbel(num_epochs=3)"):
+        assert fact in page.text
+    assert document["provenance"]["table"]["rows"] == len(LatencyTable.load(config["table"]["path"]).entries)
+    assert document["provenance"]["search"]["seed"] == 7

@@ -1,0 +1,295 @@
+"""Relaxation, regularizer, scheme, derivation and the search loop on the toy space."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import nn
+
+from hwnas.data import ImageData, load_data
+from hwnas.errors import NumericsError, UnknownNameError, UsageError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.metrics import read_log
+from hwnas.recipes import create_recipe, recipe_names
+from hwnas.run import RunFolder
+from hwnas.search.derivations import MostProbableWithinBudget
+from hwnas.search.loop import search
+from hwnas.search.objective import Objective
+from hwnas.search.protocols import Context, SearchState
+from hwnas.search.recipe import Recipe
+from hwnas.search.regularizers import MULTIPLIER, AdaptiveLatency
+from hwnas.search.relaxations import StraightThroughGumbel, gumbel
+from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
+from hwnas.search.target import meet_target
+from hwnas.supernet.supernet import Supernet
+from hwnas.testing.contracts import check_relaxation
+from hwnas.testing.toys import AnalyticProfiler, toy_latency_model
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data("digits", resolution=8)
+
+
+@pytest.fixture
+def budget() -> Budget:
+    _, model = toy_latency_model()
+    low, high = feasible_range_ms(model)
+    return Budget(model, (low + high) / 2)
+
+
+def short(**changes: Any) -> Recipe:
+    return replace(create_recipe("gumbel", num_epochs=2, batch_size=64), **changes)
+
+
+def test_schedules() -> None:
+    assert [Linear(10, 0)(p) for p in (0, 0.5, 1)] == [10, 5, 0]
+    assert [Exponential(8, 2)(p) for p in (0, 0.5, 1)] == pytest.approx([8, 4, 2])
+    assert [Cosine(1.0)(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [Cosine(1.0, 0.2, warm_up=0.5)(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.5, 1, 0.2])
+    assert value_at(3, 0.7) == 3
+    assert value_at(Linear(0, 1), 0.25) == 0.25
+
+
+def test_relaxation_contract() -> None:
+    check_relaxation(StraightThroughGumbel(tau=Linear(10, 0.1)))
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
+def test_gumbel_selects_with_the_softmax_probabilities_at_every_temperature(tau: float) -> None:
+    logits = {"a": nn.Parameter(torch.log(torch.tensor([0.6, 0.3, 0.1])))}
+    generator, relaxation = torch.Generator().manual_seed(0), StraightThroughGumbel(tau)
+    drawn = Counter(relaxation(logits, progress=0, generator=generator)["a"].active[0] for _ in range(4000))
+    # A correct sampler is rejected at this level once in a thousand seeds; the seed is fixed.
+    assert chisquare([drawn[i] for i in range(3)], [2400, 1200, 400]).pvalue > 1e-3
+
+
+def test_gumbel_noise_has_the_right_mean_and_variance() -> None:
+    noise = gumbel(torch.zeros(200_000, dtype=torch.float64), torch.Generator().manual_seed(0))
+    # Euler's constant and pi^2 / 6; the standard error of the mean is sqrt(1.645 / 2e5) = 0.003.
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.012)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.03)
+    assert torch.isfinite(noise).all()
+
+
+def test_straight_through_gradient_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    tau, logits = 0.7, {"a": nn.Parameter(torch.randn(4, dtype=torch.float64))}
+    seed, contributions = 3, torch.randn(4, dtype=torch.float64)  # <g, o_k(x)>
+    gate = StraightThroughGumbel(tau)(logits, progress=0, generator=torch.Generator().manual_seed(seed))["a"]
+    (i,) = gate.active
+    (gate.weights[i] * contributions[i]).backward()
+    noise = gumbel(logits["a"], torch.Generator().manual_seed(seed))
+    w = torch.softmax((torch.log_softmax(logits["a"].detach(), 0) + noise) / tau, 0)
+    expected = contributions[i] * w[i] * ((torch.arange(4) == i).double() - w) / tau
+    assert int(w.argmax()) == i
+    torch.testing.assert_close(logits["a"].grad, expected)
+
+
+def test_multiplier_rises_above_the_limit_and_falls_below() -> None:
+    _, model = toy_latency_model()
+    low, high = feasible_range_ms(model)
+    term, scalars = AdaptiveLatency(rate=0.5), dict[str, float]()
+    budget = Budget(model, (low + high) / 2)
+    dear = Context(torch.tensor(2 * budget.max_ms, requires_grad=True), budget, scalars, 0.0)
+    assert term(torch.tensor(1.0), dear).item() == 1.0  # the multiplier starts at zero
+    term.update(dear)
+    assert scalars[MULTIPLIER] == pytest.approx(0.5)
+    loss = term(torch.tensor(1.0), dear)
+    assert loss.item() == pytest.approx(1.5)
+    (gradient,) = torch.autograd.grad(loss, dear.expected_ms)
+    assert gradient.item() == pytest.approx(0.5 / budget.max_ms)  # the penalty has a gradient
+    term.update(replace(dear, expected_ms=torch.tensor(0.0)))
+    assert scalars[MULTIPLIER] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+def test_expected_latency_settles_at_the_target(position: float) -> None:
+    # No task loss: only the constraint acts on the logits, so dual ascent has to reach the limit by itself.
+    space, model = toy_latency_model()
+    low, high = feasible_range_ms(model)
+    budget = Budget(model, low + position * (high - low))
+    logits = {name: nn.Parameter(torch.zeros(3)) for name in space.choice_names}
+    optimizer, term, scalars = torch.optim.Adam(logits.values(), lr=0.02), AdaptiveLatency(0.1), dict[str, float]()
+    tail = []
+    for step in range(1500):
+        expected = model.expected_ms({name: torch.softmax(v, 0) for name, v in logits.items()})
+        context = Context(expected, budget, scalars, 0.0)
+        optimizer.zero_grad()
+        (term(torch.tensor(0.0), context) + 0.05 * sum(v.square().sum() for v in logits.values())).backward()
+        optimizer.step()
+        term.update(context)
+        if step >= 1000:
+            tail.append(float(expected.detach()))
+    assert np.mean(tail) == pytest.approx(budget.max_ms, rel=0.03)
+
+
+def test_derivation_keeps_the_budget_and_uses_it(budget: Budget) -> None:
+    torch.manual_seed(0)
+    probabilities = {name: torch.softmax(2 * torch.randn(3), 0) for name in budget.model.space.choice_names}
+    derived = list(MostProbableWithinBudget(floor=0.7)(probabilities, budget))
+    scores = [
+        sum(math.log(probabilities[c][i]) for c, i in zip(probabilities, budget.model.space.indices(a), strict=True))
+        for a in derived
+    ]
+    assert derived
+    assert scores == sorted(scores, reverse=True)
+    assert all(0.7 * budget.max_ms <= budget.model.exact_ms(a) <= budget.max_ms for a in derived)
+
+
+def test_derivation_from_a_one_hot_state_returns_that_architecture(budget: Budget) -> None:
+    space = budget.model.space
+    wanted = next(a for a in space if 0.95 * budget.max_ms <= budget.model.exact_ms(a) <= budget.max_ms)
+    probabilities = {
+        c.name: torch.nn.functional.one_hot(torch.tensor(i), len(c.options)).float()
+        for c, i in zip(space.choices, space.indices(wanted), strict=True)
+    }
+    assert next(MostProbableWithinBudget()(probabilities, budget)) == wanted
+
+
+def test_derivation_drops_its_floor_where_the_band_is_empty() -> None:
+    _, model = toy_latency_model()
+    low, _ = feasible_range_ms(model)
+    probabilities = {name: torch.tensor([0.5, 0.4, 0.1]) for name in model.space.choice_names}
+    only = list(MostProbableWithinBudget(floor=1.0)(probabilities, Budget(model, low * 1.001)))
+    assert [a.options for a in only] == [model.space.architecture([2, 2, 2]).options]
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.08, 1.6])
+def test_a_missed_target_tightens_the_limit(budget: Budget, slowdown: float) -> None:
+    space = budget.model.space
+    kind = LatencyModel(space, tuple(ms / slowdown for ms in budget.model.layer_ms))
+    told = Budget(kind, feasible_range_ms(budget.model)[1] * 0.7)
+    probabilities = {name: torch.tensor([0.2, 0.7, 0.1]) for name in space.choice_names}
+    rounds = list(meet_target(MostProbableWithinBudget(), probabilities, told, AnalyticProfiler(), num_rounds=3))
+    for each in rounds:
+        assert each.measured_ms == pytest.approx(budget.model.exact_ms(each.architecture))
+        assert each.met == (each.measured_ms <= told.max_ms)
+        assert each.predicted_ms <= each.limit_ms <= told.max_ms
+    assert len(rounds) == 1 if slowdown == 1.0 else len(rounds) > 1
+    assert rounds[-1].met
+    for before, after in itertools.pairwise(rounds):
+        assert after.limit_ms < before.predicted_ms
+
+
+def test_alternating_moves_each_group_on_its_own_batch(budget: Budget, digits: ImageData) -> None:
+    state = new_state(budget)
+    images = torch.stack([digits.train[i][0] for i in range(8)])
+    batch = images, torch.tensor([digits.train[i][1] for i in range(8)])
+    weights = {k: v.clone() for k, v in state.supernet.state_dict().items()}
+    logits = {k: v.detach().clone() for k, v in state.logits.items()}
+    recipe = short()
+    frozen = recipe.scheme.step(state, batch, batch, Objective(recipe, budget, progress=0.0))
+    assert "arch_loss" not in frozen
+    assert all(torch.equal(logits[k], state.logits[k]) for k in logits)
+    assert any(not torch.equal(v, weights[k]) for k, v in state.supernet.state_dict().items())
+    figures = recipe.scheme.step(state, batch, batch, Objective(recipe, budget, progress=0.5))
+    assert figures["expected_ms"] == pytest.approx(
+        float(budget.model.expected_ms(dict.fromkeys(logits, torch.ones(3) / 3))), rel=0.01
+    )
+    assert all(not torch.equal(logits[k], state.logits[k]) for k in logits)
+
+
+def test_arch_step_leaves_weights_and_their_gradients_alone(budget: Budget, digits: ImageData) -> None:
+    state, recipe = new_state(budget), short()
+    batch = torch.stack([digits.train[i][0] for i in range(8)]), torch.zeros(8, dtype=torch.int64)
+    weights = {k: v.clone() for k, v in state.supernet.named_parameters()}
+    recipe.scheme._arch_step(state, batch, Objective(recipe, budget, 0.5))  # type: ignore[attr-defined]
+    assert all(torch.equal(v, weights[k]) and v.grad is None for k, v in state.supernet.named_parameters())
+
+
+def new_state(budget: Budget) -> SearchState:
+    torch.manual_seed(0)
+    supernet, recipe = Supernet(budget.model.space).train(), short()
+    logits = {c.name: nn.Parameter(torch.zeros(len(c.options))) for c in budget.model.space.choices}
+    return SearchState(
+        supernet,
+        logits,
+        recipe.weight_optimizer(supernet.parameters()),
+        recipe.arch_optimizer(logits.values()),
+        torch.Generator().manual_seed(0),
+    )
+
+
+def folder(path: Path) -> RunFolder:
+    path.mkdir(exist_ok=True)
+    return RunFolder(path)
+
+
+def test_same_seed_same_trace_and_other_seed_other_trace(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+    runs = [folder(tmp_path / name) for name in ("a", "b", "c")]
+    results = [search(budget, digits, short(), run, seed=seed) for run, seed in zip(runs, (0, 0, 1), strict=True)]
+    logs = [run.file("search.jsonl").read_bytes() for run in runs]
+    assert logs[0] == logs[1]
+    assert logs[0] != logs[2]
+    assert all(torch.equal(results[0].probabilities[k], results[1].probabilities[k]) for k in results[0].probabilities)
+    entries = read_log(runs[0].file("search.jsonl"))
+    assert entries[-1]["step"] == 2 * (len(digits.train) // 2 // 64) - 1
+    assert all(math.isfinite(e["weight_loss"]) for e in entries)
+
+
+def test_interrupted_search_equals_an_uninterrupted_one(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+    whole, broken = folder(tmp_path / "whole"), folder(tmp_path / "broken")
+    expected = search(budget, digits, short(), whole, seed=0)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(wanted: int) -> Any:
+        def progress(what: str, done: int, total: int) -> None:
+            if done == wanted:
+                raise Stop
+
+        return progress
+
+    for step in (5, 13):
+        with pytest.raises(Stop):
+            search(budget, digits, short(), broken, seed=0, checkpoint_seconds=0, progress=stop_at(step))
+    result = search(budget, digits, short(), broken, seed=0)
+    assert whole.file("search.jsonl").read_bytes() == broken.file("search.jsonl").read_bytes()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(expected.supernet.state_dict().values(), result.supernet.state_dict().values(), strict=True)
+    )
+
+
+def test_learning_happens(tmp_path: Path, digits: ImageData) -> None:
+    # The toy network alone reaches far more than chance (0.1) on digits in a few epochs.
+    _, model = toy_latency_model()
+    recipe = replace(create_recipe("gumbel", num_epochs=12, batch_size=32))
+    run = folder(tmp_path / "run")
+    search(Budget(model, feasible_range_ms(model)[1]), digits, recipe, run, seed=0)
+    entries = read_log(run.file("search.jsonl"))
+    assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.5
+
+
+def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+    class Explode:
+        def step(self, state: SearchState, *arguments: Any) -> dict[str, float]:
+            return {"weight_loss": math.nan if state.step == 3 else 1.0}
+
+    with pytest.raises(NumericsError, match="not finite at step 3"):
+        search(budget, digits, short(scheme=Explode()), folder(tmp_path / "run"))
+
+
+def test_recipes_are_listed_with_a_description_and_check_their_arguments() -> None:
+    names = recipe_names()
+    assert all(names.values())
+    for name in names:
+        assert create_recipe(name).name == name
+    with pytest.raises(UnknownNameError, match=r"unknown recipe 'gumbell'.*Did you mean 'gumbel'"):
+        create_recipe("gumbell")
+    with pytest.raises(UsageError, match="recipe 'gumbel' has no argument 'lambda_'"):
+        create_recipe("gumbel", lambda_=0.1)
+    with pytest.raises(UsageError, match="at least 1 epoch"):
+        create_recipe("gumbel", num_epochs=0)
