@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PLUGIN_FOLDERS = ("profilers", "deploy", "latency_tables")
+PLUGIN_PACKAGES = find_packages(include=[pattern for name in PLUGIN_FOLDERS for pattern in (name, f"{name}.*")])
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "hwnas" / "_version.py").read_text(encoding="utf-8").split('"')[-2]
 
@@ -16,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["hwnas", "hwnas.*"]), *(f"hwnas.{name}" for name in PLUGIN_FOLDERS)],
+    packages=find_packages(include=["hwnas", "hwnas.*"]) + [f"hwnas.{name}" for name in PLUGIN_PACKAGES],
     package_dir={"hwnas": "hwnas", **{f"hwnas.{name}": name for name in PLUGIN_FOLDERS}},
     package_data={"hwnas": ["py.typed"], "hwnas.latency_tables": ["*.csv", "*.json", "README.md"]},
     install_requires=[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from hwnas._version import __version__
 from hwnas.console import Reporter, console, draw, errors, rows
@@ -23,8 +24,25 @@ from hwnas.space.library import SPACES, create_space
 if TYPE_CHECKING:
     from hwnas.space import SearchSpace
 
+
+class Interrupted(Exception):
+    """Ctrl-C, on its way to ``main``."""
+
+
+class Commands(TyperGroup):
+    """Lets ``main`` see Ctrl-C, which Typer would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted from interrupt
+
+
 app = typer.Typer(
     name="hwnas",
+    cls=Commands,
     help="Hardware-aware neural architecture search: profile a device, search under a millisecond limit, deploy.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,6 +59,7 @@ Width = Annotated[float | None, typer.Option(help="Multiplier of every channel c
 Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+CheckpointSeconds = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
 
 
 def main() -> None:
@@ -53,7 +72,7 @@ def main() -> None:
     except HwnasError as error:
         errors.print(f"error: {error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except Interrupted:
         errors.print("interrupted; what is done is kept. Run the same command again (search: with --resume).")
         sys.exit(1)
 
@@ -109,7 +128,7 @@ def profile(
     space: SpaceName,
     output: Annotated[Path, typer.Option(help="The table, NAME.csv; an existing one is resumed or extended.")],
     profiler: Annotated[str, typer.Option(help="Runtime; see 'hwnas list profilers'.")] = "onnxruntime",
-    device: Annotated[str, typer.Option(help="Device of that runtime.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="Device of that runtime; its own default if not given.")] = None,
     precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads inside one operator.")] = 1,
@@ -122,7 +141,8 @@ def profile(
 ) -> None:
     """Measure a space on a device: a latency table that states its own error."""
     built = _space(space, resolution, num_classes, width)
-    target = create_profiler(profiler, device=device, precision=precision, batch=batch, threads=threads)
+    chosen = {} if device is None else {"device": device}
+    target = create_profiler(profiler, precision=precision, batch=batch, threads=threads, **chosen)
     from hwnas.latency.sweep import profile as sweep
 
     with Reporter() as reporter:
@@ -145,6 +165,7 @@ def search(
     batch_size: Annotated[int | None, typer.Option(help="The recipe's own if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
     resolution: Resolution = None,
     num_classes: NumClasses = None,
     width: Width = None,
@@ -162,7 +183,8 @@ def search(
         rounds = search_run(
             built, loaded, output, data=data, max_ms=max_ms, recipe=recipe,
             recipe_arguments={name: value for name, value in arguments.items() if value is not None},
-            seed=seed, resume=resume, other_device=other_device, progress=reporter,
+            seed=seed, resume=resume, other_device=other_device, checkpoint_seconds=checkpoint_seconds,
+            progress=reporter,
         )  # fmt: skip
     for each in rounds:
         _say(str(each))
@@ -177,6 +199,7 @@ def train(
     data: Annotated[str | None, typer.Option(help="Another data set than the search's.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
 ) -> None:
     """Train the derived network from scratch; resumes if interrupted."""
     from hwnas.run import RunFolder
@@ -185,7 +208,9 @@ def train(
 
     options_ = TrainingOptions(num_epochs=epochs, batch_size=batch_size)
     with Reporter() as reporter:
-        accuracy = train_run(RunFolder.open(run), data=data, options=options_, progress=reporter)
+        accuracy = train_run(
+            RunFolder.open(run), data=data, options=options_, checkpoint_seconds=checkpoint_seconds, progress=reporter
+        )
     _say(f"top-1 {accuracy:.2%} on held-out images")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from hwnas.space import Architecture, SearchSpace
@@ -79,5 +80,5 @@ def rows(title: str, header: tuple[str, ...], body: list[tuple[str, ...]]) -> No
     for name in header:
         table.add_column(name, overflow="fold")
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as Text, since '[extra]' would be read as markup
     console.print(table)

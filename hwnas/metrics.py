@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hwnas.errors import OutputError
+from hwnas.files import write_atomic
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
@@ -32,8 +33,8 @@ class RunLog:
 
         self.path = folder / f"{name}.jsonl"
         kept = [entry for entry in read_log(self.path) if entry["step"] < start_step]
+        write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         try:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             self._file = self.path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start_step)
         except OSError as error:

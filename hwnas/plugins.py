@@ -118,7 +118,13 @@ def load(group: str, name: str) -> Any:
         raise MissingPackageError(
             f"{kind} '{name}' needs {', '.join(plugin.missing)}, which is not installed. Run: {plugin.remedy}"
         )
-    return points[name].load()
+    try:
+        return points[name].load()
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{kind} '{name}' ({plugin.target}) cannot be imported: {error}. Install what it needs, or repair the "
+            "package that brings it."
+        ) from error
 
 
 def create_profiler(name: str, **options: Any) -> Profiler:

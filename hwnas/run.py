@@ -136,7 +136,11 @@ class RunFolder:
 
     def _document(self) -> dict[str, Any]:
         document = read_json(self.file("run.json"))
-        if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+        if (
+            not isinstance(document, dict)
+            or document.get("format_version") != FORMAT_VERSION
+            or "config" not in document
+        ):
             raise RunError(
                 f"{self.path} was made by another version of hwnas; this one reads format {FORMAT_VERSION}. "
                 "Use the hwnas that made it, or search again."

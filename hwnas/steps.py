@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.data import BatchStream, ImageData, load_data
-from hwnas.errors import EnvironmentMismatchError, OutputError, RunError, UsageError
-from hwnas.files import read_json, write_json
+from hwnas.errors import EnvironmentMismatchError, RunError, UsageError
+from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
@@ -53,6 +53,7 @@ def search_run(
     seed: int = 0,
     resume: bool = False,
     other_device: bool = False,
+    checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
 ) -> list[DerivationRound]:
     """Searches a space under a limit and writes the run folder.
@@ -68,6 +69,7 @@ def search_run(
         seed: Decides everything random.
         resume: Go on with an interrupted run.
         other_device: Accept a table of another device; nothing is then measured here.
+        checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
 
     Returns:
@@ -93,7 +95,7 @@ def search_run(
         "other_device": other_device,
     }
     run = RunFolder.create(output, config, resume=resume)
-    result = search(budget, images, chosen, run, seed=seed, progress=progress)
+    result = search(budget, images, chosen, run, seed=seed, checkpoint_seconds=checkpoint_seconds, progress=progress)
     rounds = list(meet_target(chosen.derivation, result.probabilities, budget, profiler))
     write_derivation(run, budget, rounds, result, images)
     return rounds
@@ -128,6 +130,7 @@ def train_run(
     *,
     data: str | None = None,
     options: TrainingOptions | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
 ) -> float:
     """Trains the run's architecture from scratch; writes ``weights.safetensors`` and ``training.json``.
@@ -135,7 +138,7 @@ def train_run(
     Returns:
         Top-1 accuracy on the held-out images.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     options = options or TrainingOptions()
     space, architecture, seed = run.space(), run.architecture(), run.config["seed"]
@@ -143,17 +146,12 @@ def train_run(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(space, architecture)
-    accuracy = train(network, images, run, options=options, seed=seed, identity=architecture.id, progress=progress)
-    try:
-        temporary = run.file("weights.safetensors.tmp")
-        save_file(
-            {k: v.contiguous() for k, v in network.state_dict().items()},
-            temporary,
-            {"architecture": architecture.to_json()},
-        )
-        temporary.replace(run.file("weights.safetensors"))
-    except OSError as error:
-        raise OutputError(f"cannot write the weights into {run.path}: {error}.") from error
+    accuracy = train(
+        network, images, run, options=options, seed=seed, identity=architecture.id,
+        checkpoint_seconds=checkpoint_seconds, progress=progress,
+    )  # fmt: skip
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    write_atomic(run.file("weights.safetensors"), save(weights, {"architecture": architecture.to_json()}))
     operators = space.operators(architecture)
     write_json(
         run.file("training.json"),

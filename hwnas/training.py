@@ -76,7 +76,7 @@ def train(
 
     Raises:
         NumericsError: The loss became NaN or infinite.
-        RunError: The checkpoint is of another network or other options.
+        RunError: The checkpoint is of another network, other data or other options.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
     stream = BatchStream(data.train, options.batch_size, seed=seed)
@@ -85,7 +85,7 @@ def train(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
     )
-    path, step, identity = run.file("training.pt"), 0, f"{identity} {options} seed={seed}"
+    path, step, identity = run.file("training.pt"), 0, f"{identity} {options} data={data.spec} seed={seed}"
     if path.exists():
         step = _restore(load_checkpoint(path), network, optimizer, identity, str(path))
     batches, saved = channels_last(stream.batches(step)), time.monotonic()

@@ -14,7 +14,7 @@ from hwnas.latency.budget import Budget, feasible_range_ms, solve
 from hwnas.latency.calibration import Affine, PredictionError, calibration_record, held_out
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
-from hwnas.space import Choice, LayerSpec, OpSignature, SearchSpace, create_space
+from hwnas.space import Choice, LayerSpec, OpSignature, SearchSpace, create_space, macs
 from hwnas.supernet.gates import one_hot_gates, weights_of
 from hwnas.testing.toys import analytic_ms, toy_latency_model, toy_space, toy_table
 
@@ -206,3 +206,15 @@ def test_infeasible_budget_names_the_smallest_reachable() -> None:
     with pytest.raises(InfeasibleBudgetError):
         Budget(model, float("nan"))
     assert Budget(model, low).allows(low)
+
+
+def test_a_table_as_a_data_frame() -> None:
+    table = toy_table(toy_space())
+    frame = table.frame().set_index("signature")
+    assert len(frame) == len(table.entries)
+    for signature, entry in table.entries.items():
+        row = frame.loc[str(signature)]
+        assert (row["ms"], row["op"], row["macs"]) == (entry.ms, signature.op, macs(signature))
+    assert frame.groupby("op")["ms"].mean()["skip"] == pytest.approx(
+        analytic_ms(OpSignature.parse("skip s1 8x4x4 -> 8x4x4"))
+    )

@@ -160,9 +160,6 @@ def written(run: Path) -> tuple[Page, dict[str, Any]]:
     return Page(path), json.loads((run / "report.json").read_text(), parse_constant=refuse)
 
 
-# --- the numbers
-
-
 def test_key_figures_stand_on_the_page_and_in_the_document(run: Path) -> None:
     page, document = written(run)
     latency, accuracy = document["latency"], document["accuracy"]
@@ -172,12 +169,8 @@ def test_key_figures_stand_on_the_page_and_in_the_document(run: Path) -> None:
     assert (latency["measured_ms"], latency["p50_ms"], latency["p99_ms"]) == (0.1953, 0.2017, 0.3499)
     assert accuracy["trained"] == training["accuracy"]
     assert (accuracy["pytorch"], accuracy["exported"]) == (0.75, 0.5)
-    assert document["size"] == {
-        "parameters": training["parameters"],
-        "macs": training["macs"],
-        "file": "model.onnx",
-        "bytes": 123456,
-    }
+    costs = {name: training[name] for name in ("parameters", "macs")}
+    assert document["size"] == {**costs, "file": "model.onnx", "bytes": 123456}
     # 0.1953 is 21.9 % below 0.25; the target decides three decimals
     assert "✓ Target met : 0.195 ms of 0.250 ms allowed, 22 % below" in page.text
     for figure in ("0.202 ms", "0.211 ms", "0.350 ms", "3.8×10⁻⁶", "1 − 2.4×10⁻⁷", "123 kB", "50.0 %"):
@@ -226,9 +219,6 @@ def test_calibration_networks_are_predicted_and_measured(run: Path) -> None:
     assert "fitted to these very networks" in page.text
 
 
-# --- meeting the target
-
-
 def test_measurement_above_the_target_says_missed(run: Path) -> None:
     edit(run, "verification.json", lambda v: v["latency"].update(measured_ms=0.2526))
     page, document = written(run)
@@ -256,9 +246,6 @@ def test_failed_bounds_and_surprises_are_said_first(run: Path) -> None:
     assert "Verification failed: top-1 agrees on 98.00%" in head
     assert "The median run took 0.271 ms, longer than the target" in head
     assert "above the measurement" in head
-
-
-# --- steps not done yet
 
 
 def test_run_without_training_names_the_commands(run: Path) -> None:
@@ -323,9 +310,6 @@ def test_unfinished_or_damaged_run_is_an_error_that_says_what_to_do(run: Path) -
     assert not (run / "report.html").exists()
 
 
-# --- the page
-
-
 def test_page_is_self_contained(run: Path) -> None:
     page, _ = written(run)
     names = [tag for tag, _ in page.elements]
@@ -340,7 +324,7 @@ def test_page_is_self_contained(run: Path) -> None:
 
 
 def test_every_drawing_has_an_alternative_text(run: Path) -> None:
-    page, document = written(run)
+    page, _ = written(run)
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
     labels = [attributes["aria-label"] or "" for attributes in drawings]
     assert all(attributes["role"] == "img" for attributes in drawings)
@@ -348,7 +332,6 @@ def test_every_drawing_has_an_alternative_text(run: Path) -> None:
     assert any("stage1_layer2: skipped" in label for label in labels)
     assert any(label.startswith("Loss: weights from 2.00 to 1.11") for label in labels)  # 2 - 8 / 9
     assert len(labels) == len(set(labels))
-    assert len(document["layers"]) == 10
 
 
 def test_chosen_options_are_marked(run: Path) -> None:
@@ -388,9 +371,6 @@ def test_hostile_names_are_text(run: Path) -> None:
     assert "b" not in names
     assert "<script>" not in page.source
     assert page.text.count("<script>alert(1)</script>") >= 5
-
-
-# --- how to get it again
 
 
 def test_commands_are_those_of_the_command_line(run: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hwnas.deploy.report_charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Series, curves, smooth, ticks
-from hwnas.deploy.report_figures import Bar, bars, chain
-from hwnas.deploy.report_markup import Markup, tag
+from hwnas.deploy.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Series, curves, smooth, ticks
+from hwnas.deploy.report.figures import Bar, bars, chain
+from hwnas.deploy.report.markup import Markup, tag
 
 
 def test_tags_escape_what_is_not_markup() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
-from hwnas.errors import InfeasibleBudgetError
+from hwnas.errors import InfeasibleBudgetError, UsageError
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import LatencyModel
 
@@ -26,6 +27,7 @@ class Budget:
         max_ms: The limit in milliseconds.
 
     Raises:
+        UsageError: The limit is infinite.
         InfeasibleBudgetError: No network of the space is that fast; names the smallest reachable latency.
     """
 
@@ -33,6 +35,8 @@ class Budget:
     max_ms: float
 
     def __post_init__(self) -> None:
+        if self.max_ms == math.inf:
+            raise UsageError("an infinite limit limits nothing. Give milliseconds as a number, such as --max-ms 20.")
         low, high = feasible_range_ms(self.model)
         if not self.max_ms >= low:
             hint = ""

@@ -48,11 +48,8 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}. Choose an output in a folder you can write to."
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             self._read()
-        except OSError as error:
-            self._file.close()
-            raise RunError(f"another sweep is writing {self.path}. Wait for it, or choose another output.") from error
         except BaseException:
             self._file.close()
             raise
@@ -69,8 +66,9 @@ class Journal:
 
     def add(self, key: str, visit: int, samples_ms: list[float]) -> None:
         """Records one visit durably."""
-        self.samples[key][visit] = samples_ms
-        self._write({"key": key, "visit": visit, "ms": [round(s, 6) for s in samples_ms]})
+        rounded = [round(sample, 6) for sample in samples_ms]  # nanoseconds; the same numbers after a resume
+        self.samples[key][visit] = rounded
+        self._write({"key": key, "visit": visit, "ms": rounded})
 
     def fail(self, key: str, error: str) -> None:
         """Records that an item cannot be measured."""
@@ -80,6 +78,12 @@ class Journal:
     def remove(self) -> None:
         """Deletes the journal; the table has taken its place."""
         self.path.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another sweep is writing {self.path}. Wait for it, or choose another output.") from error
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:

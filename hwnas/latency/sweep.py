@@ -30,6 +30,13 @@ REFERENCE = OpSignature.parse("conv k3 s1 32x16x16 -> 32x16x16")
 
 REFERENCE_EVERY = 8
 
+MIN_NETWORKS = 3
+"""Fewer measured networks give no held-out error."""
+
+
+JOURNAL = ".partial.jsonl"
+"""Ending of the journal beside the table."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -74,7 +81,7 @@ def profile(
         OutputError: The output cannot be written.
         MeasurementError: Not a single operator could be measured.
     """
-    if num_networks < 3 or num_rounds < 2:
+    if num_networks < MIN_NETWORKS or num_rounds < 2:
         raise UsageError(f"profiling needs at least 3 networks and 2 rounds; got {num_networks} and {num_rounds}.")
     path = csv_path(output)
     environment = profiler.environment()
@@ -86,12 +93,13 @@ def profile(
     if not items:
         return table
     plan = {"space": space.fingerprint, "items": len(items), "rounds": num_rounds, "seed": seed}
-    with Journal(path.with_suffix(".partial.jsonl"), environment, plan) as journal:
+    with Journal(path.with_suffix(JOURNAL), environment, plan) as journal:
         _visit_all(items, profiler, journal, num_rounds, visit_ms, progress)
         measured = {item.key: _summary(journal, item.key) for item in items}
         table = _extended(table, space, architectures, measured, journal)
         if not any(entry.usable for entry in table.entries.values()):
             reason = next(iter(table.entries.values())).error
+            journal.remove()  # so that the next call tries again
             raise MeasurementError(f"no operator of space '{space.name}' could be measured; the first said: {reason}")
         table = table.save(path)
         journal.remove()
@@ -99,7 +107,9 @@ def profile(
 
 
 def _existing(path: Path, profiler: Profiler) -> LatencyTable | None:
-    if not path.exists() and not path.with_suffix(".json").exists():
+    """The table to extend; None where there is none, or where a kill left its rows without their sidecar."""
+    interrupted = path.with_suffix(JOURNAL).exists()
+    if not path.with_suffix(".json").exists() and (interrupted or not path.exists()):
         return None
     table = LatencyTable.load(path)
     table.require_environment(profiler.environment())
@@ -203,7 +213,7 @@ def _extended(
     entries = {**table.entries, **operators}
     networks = [(a, measured[a.id].ms) for a in architectures if a.id in measured and measured[a.id].usable]
     calibrations = dict(table.calibrations)
-    if networks:
+    if len(networks) >= MIN_NETWORKS:
         calibrations[space.fingerprint] = calibration_record(space, networks)
     provenance = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -6,10 +6,11 @@ import csv
 import hashlib
 import io
 import math
+import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import (
     EnvironmentMismatchError,
@@ -23,6 +24,9 @@ from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
 from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT = "hwnas-latency-table"
 FORMAT_VERSION = 1
@@ -60,6 +64,16 @@ class LatencyTable:
         """File name, or ``unsaved table``."""
         return self.path.name if self.path else "unsaved table"
 
+    def frame(self) -> pandas.DataFrame:
+        """The entries for analysis: a row an operator, with its parts, multiply-adds and statistics."""
+        import pandas
+
+        described = [
+            {"signature": str(s), "op": s.op, "stride": s.stride, "macs": macs(s), **dict(s.attributes), **asdict(m)}
+            for s, m in self.entries.items()
+        ]
+        return pandas.DataFrame(described)
+
     def missing(self, signatures: Iterable[OpSignature]) -> list[OpSignature]:
         """Those without a usable measurement."""
         return [s for s in signatures if s not in self.entries or not self.entries[s].usable]
@@ -73,12 +87,19 @@ class LatencyTable:
         needed = space.signatures()
         missing = self.missing(needed)
         if missing:
-            options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in space.options.items())
+            options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in self._options(space).items())
+            path = shlex.quote(str(self.path or "TABLE.csv"))
             raise MissingSignatureError(
                 f"latency table {self.name} lacks {len(missing)} of {len(needed)} signatures of space "
                 f"'{space.name}' (first: {missing[0]}). Run 'hwnas profile --space {space.name} {options} "
-                f"--profiler {self.environment.runtime} --output {self.path or 'TABLE.csv'}' to add them."
+                f"--profiler {self.environment.runtime} --output {path}' to add them."
             )
+
+    def _options(self, space: SearchSpace) -> dict[str, Any]:
+        """What to tell 'hwnas profile' about the space and about the environment, where that is not the default."""
+        usual = Environment("", "", "")
+        named = {name: getattr(self.environment, name) for name in ("precision", "batch", "threads")}
+        return {**space.options, **{name: value for name, value in named.items() if value != getattr(usual, name)}}
 
     def require_environment(self, here: Environment) -> None:
         """Refuses a table that was measured elsewhere.

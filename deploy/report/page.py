@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .report_figures import Bar, bars
-from .report_markup import Markup, commands_of, exact, facts, figure, section, tag
-from .report_numbers import decimals, fixed, large, ms, near_one, percent, scientific
-from .report_sections import sections
-from .report_style import CSS
+from .figures import Bar, bars
+from .markup import Markup, commands_of, exact, facts, figure, section, tag
+from .numbers import decimals, fixed, large, ms, near_one, percent, scientific
+from .sections import sections
+from .style import CSS
 
 Document = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report_markup import Markup, tag
-from .report_numbers import decimals, ms
-from .report_svg import line, path, rect, svg, text
+from .markup import Markup, tag
+from .numbers import decimals, ms
+from .svg import line, path, rect, svg, text
 
 WIDTH = 400
 ROW, BOX = 30, 22
@@ -62,7 +62,7 @@ def bars(rows: Sequence[Bar], *, label: str, places: int, target_ms: float | Non
 def chain(layers: Sequence[Mapping[str, Any]], input_shape: Sequence[int]) -> Markup:
     """The network from top to bottom, one row a layer.
 
-    A box is a layer: darker with a larger kernel, wider with a larger expansion, tapering where it strides.
+    A box is a layer: stronger in colour with a larger kernel, wider with a larger expansion, tapering where it strides.
     A skipped layer is an empty, dashed box with the line going through; a line around a box is its
     residual connection. The shape to the right is that of the output.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .report_markup import Markup, command_lines, facts, section, tag
-from .report_numbers import ms, percent
+from .markup import Markup, command_lines, facts, section, tag
+from .numbers import ms, percent
 
 Document = Mapping[str, Any]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .report_charts import Series, scatter
-from .report_figures import Bar, bars, chain
-from .report_learning import probabilities_section, search_section, training_section
-from .report_markup import Markup, figure, legend, section, table, tag
-from .report_numbers import decimals, fixed, large, ms, percent
-from .report_provenance import provenance, reproduction
+from .charts import Series, scatter
+from .figures import Bar, bars, chain
+from .learning import probabilities_section, search_section, training_section
+from .markup import Markup, figure, legend, section, table, tag
+from .numbers import decimals, fixed, large, ms, percent
+from .provenance import provenance, reproduction
 
 Document = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def _network(report: Document) -> Markup:
     drawn = figure(
         chain(layers, report["input_shape"]),
         "Architecture",
-        "e: how much a block expands its channels inside. Darker: larger kernel. Wider: larger expansion. "
+        "e: how much a block expands its channels inside. Stronger colour: larger kernel. Wider: larger expansion. "
         "Tapered: strided. Dashed: skipped. Line around a box: residual connection. Right: output channels "
         "× height × width.",
     )

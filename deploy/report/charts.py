@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .report_markup import Markup
-from .report_numbers import decimals, fixed
-from .report_svg import Point, dot, line, path, svg, text
+from .markup import Markup
+from .numbers import decimals, fixed
+from .svg import Point, dot, line, path, svg, text
 
 Text = Callable[[float, int], str]
 """A number with that many decimal places."""

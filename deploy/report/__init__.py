@@ -7,8 +7,8 @@ from pathlib import Path
 from hwnas.files import write_atomic, write_json
 from hwnas.run import RunFolder
 
-from .report_data import collect
-from .report_page import page
+from .data import collect
+from .page import page
 
 
 def report(run_path: Path | str) -> Path:

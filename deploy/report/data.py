@@ -15,9 +15,9 @@ from hwnas.metrics import read_log
 from hwnas.run import RunFolder, origin
 from hwnas.space import OpSignature, SearchSpace
 
-from .report_commands import commands, missing_sections
-from .report_notes import latency_notes, table_notes
-from .verification import TOLERANCE
+from .commands import commands, missing_sections
+from .notes import latency_notes, table_notes
+from ..verification import TOLERANCE
 
 Document = dict[str, Any]
 

@@ -9,7 +9,7 @@ from hwnas.latency.calibration import POOR_MAPE
 from hwnas.latency.measurement import MAX_SPREAD
 from hwnas.latency.table import LatencyTable
 
-from .report_numbers import decimals, ms, percent
+from .numbers import decimals, ms, percent
 
 
 def latency_notes(

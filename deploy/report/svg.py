@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .report_markup import Markup, tag
+from .markup import Markup, tag
 
 Point = tuple[float, float]
 

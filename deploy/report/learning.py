@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_charts import Series, Text, curves
-from .report_markup import Markup, commands_of, figure, legend, section, table, tag
-from .report_numbers import fixed, percent
+from .charts import Series, Text, curves
+from .markup import Markup, commands_of, figure, legend, section, table, tag
+from .numbers import fixed, percent
 
 Document = Mapping[str, Any]
 
