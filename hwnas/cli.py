@@ -133,7 +133,7 @@ def profile(
     batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads inside one operator.")] = 1,
     networks: Annotated[int, typer.Option(help="Whole random networks to measure, for the error.")] = 12,
-    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 12,
+    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 24,
     resolution: Resolution = None,
     num_classes: NumClasses = None,
     width: Width = None,

@@ -22,8 +22,8 @@ from hwnas.training import TrainingOptions
 Say = Callable[[str], None]
 
 SPACE = "tiny-mbconv"
-SEARCH_EPOCHS = 36
-TRAINING_EPOCHS = 20
+SEARCH_EPOCHS = 30
+TRAINING_EPOCHS = 16
 
 
 def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: Progress, say: Say) -> dict[str, Any]:

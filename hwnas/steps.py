@@ -179,15 +179,18 @@ def trained_network(run: RunFolder) -> Network:
     Raises:
         RunError: The run is not trained, or its weights belong to another architecture.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path, architecture = run.file("weights.safetensors"), run.architecture()
     if not path.exists():
         raise RunError(f"{run.path} has no trained weights. Run 'hwnas train {run.path}' first.")
-    with safe_open(path, "pt") as file:
-        if (file.metadata() or {}).get("architecture") != architecture.to_json():
-            raise RunError(f"{path} belongs to another architecture. Run 'hwnas train {run.path}' again.")
-        weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("architecture") != architecture.to_json():
+                raise RunError(f"{path} belongs to another architecture. Run 'hwnas train {run.path}' again.")
+            weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise RunError(f"{path} cannot be read ({error}). Run 'hwnas train {run.path}' again.") from error
     network = Network(run.space(), architecture)
     network.load_state_dict(weights)
     return network.eval()

@@ -8,16 +8,16 @@ from typing import Any
 from hwnas.errors import RunError, TableError
 from hwnas.files import read_json
 from hwnas.latency.calibration import measured_networks
-from hwnas.latency.measurement import QUANTILE
+from hwnas.latency.measurement import STATISTIC
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import read_log
 from hwnas.run import RunFolder, origin
 from hwnas.space import OpSignature, SearchSpace
 
+from ..verification import TOLERANCE
 from .commands import commands, missing_sections
 from .notes import latency_notes, table_notes
-from ..verification import TOLERANCE
 
 Document = dict[str, Any]
 
@@ -143,7 +143,7 @@ def _latency(derivation: Document, verification: Document | None) -> Document:
         latency |= {name: stated[name] for name in (*quantiles, "measured_ms", "statistic")}
         limit = target * TOLERANCE
     else:
-        latency |= {"measured_ms": chosen["measured_ms"], "statistic": f"{QUANTILE:.0%} quantile, as in the table"}
+        latency |= {"measured_ms": chosen["measured_ms"], "statistic": f"{STATISTIC}, as in the table"}
         limit = target
     measured = latency["measured_ms"]
     ms = latency["predicted_ms"] if measured is None else measured

@@ -99,7 +99,7 @@ class Journal:
         whole = text[: text.rfind("\n") + 1]
         if len(whole) < len(text):
             self._file.truncate(len(whole.encode()))
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [self._parsed(line, number) for number, line in enumerate(whole.splitlines(), start=1)]
         if not lines:
             self._write({"format": FORMAT, "environment": self._environment.to_dict(), "plan": self._plan})
             return
@@ -110,12 +110,22 @@ class Journal:
             else:
                 self.samples[line["key"]][line["visit"]] = line["ms"]
 
+    def _parsed(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{self.path}:{number}: not a line of a sweep journal ({error}). {self._remedy}") from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"Delete {self.path} to start over, or choose another output."
+
     def _check(self, header: Mapping[str, Any]) -> None:
-        remedy = f"Delete {self.path} to start over, or choose another output."
         if header.get("format") != FORMAT or header["plan"] != self._plan:
-            raise RunError(f"{self.path} is an interrupted sweep of something else. {remedy}")
-        differences = Environment.from_dict(header["environment"]).differences(self._environment)
+            raise RunError(f"{self.path} is an interrupted sweep of something else. {self._remedy}")
+        differences = self._environment.differences(Environment.from_dict(header["environment"]))
         if differences:
             raise EnvironmentMismatchError(
-                f"{self.path} is an interrupted sweep from another environment: {'; '.join(differences)}. {remedy}"
+                f"{self.path} is an interrupted sweep from another environment: {'; '.join(differences)}. "
+                f"{self._remedy}"
             )

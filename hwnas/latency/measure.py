@@ -18,8 +18,8 @@ def measure(
     model: bytes | nn.Module,
     input_shape: Shape,
     *,
-    num_rounds: int = 10,
-    visit_ms: float = 100.0,
+    num_rounds: int = 40,
+    visit_ms: float = 40.0,
 ) -> Measurement:
     """Latency of one model on a device, in several rounds.
 

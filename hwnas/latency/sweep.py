@@ -52,8 +52,8 @@ def profile(
     *,
     output: Path | str,
     num_networks: int = 12,
-    num_rounds: int = 12,
-    visit_ms: float = 15.0,
+    num_rounds: int = 24,
+    visit_ms: float = 8.0,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> LatencyTable:
@@ -130,16 +130,13 @@ def _visit_all(
         return
     reference = Item("reference", (REFERENCE,))
     sessions = _prepare([reference, *open_items], profiler, journal, progress)
-    total, visited = num_rounds * len(open_items), 0
     for visit in range(num_rounds):
-        ordered = open_items if visit % 2 == 0 else open_items[::-1]
-        for position, item in enumerate(ordered):
-            slot = (visit * len(items) + position) // REFERENCE_EVERY
+        for position, item in enumerate(items if visit % 2 == 0 else items[::-1], start=visit * len(items)):
+            slot = position // REFERENCE_EVERY
             for each, number in ((reference, slot), (item, visit)):
                 if each.key in sessions and not journal.done(each.key, number):
                     _visit(each.key, number, sessions, journal, visit_ms)
-            visited += 1
-            progress("measuring", visited, total)
+            progress("measuring", position + 1, num_rounds * len(items))
     for session in sessions.values():
         session.close()
 

@@ -165,7 +165,10 @@ class LatencyTable:
                 "the table was edited. Restore it, or profile again."
             )
         _check_unit(path, entries)
-        environment = Environment.from_dict(sidecar["environment"])
+        try:
+            environment = Environment.from_dict(sidecar["environment"])
+        except TableFormatError as error:
+            raise TableFormatError(f"{path.with_suffix('.json')}: {error} Restore it, or profile again.") from error
         return cls(environment, entries, sidecar["calibrations"], sidecar["provenance"], path)
 
 
@@ -213,7 +216,11 @@ def _to_csv(entries: Mapping[OpSignature, Measurement]) -> str:
 
 
 def _from_csv(path: Path, text: str) -> dict[OpSignature, Measurement]:
-    lines = list(csv.reader(io.StringIO(text)))
+    reader = csv.reader(io.StringIO(text))
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise TableFormatError(f"{path}:{reader.line_num}: cannot be read as CSV ({error}).") from error
     if not lines or tuple(lines[0]) != COLUMNS:
         raise TableFormatError(f"{path}:1: the columns must be {', '.join(COLUMNS)}, in that order.")
     entries: dict[OpSignature, Measurement] = {}

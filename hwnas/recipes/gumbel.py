@@ -30,7 +30,7 @@ def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_every: int = 2) -
         name="gumbel",
         relaxation=StraightThroughGumbel(tau=Linear(10.0, 0.5)),
         scheme=Alternating(warm_up=10 / 90, every=arch_every),
-        regularizers=(AdaptiveLatency(rate=0.05),),
+        regularizers=(AdaptiveLatency(rate=0.1, penalty=10.0),),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         weight_lr=Cosine(0.1),

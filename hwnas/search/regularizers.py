@@ -13,27 +13,32 @@ MULTIPLIER = "latency_multiplier"
 
 @dataclass(frozen=True)
 class AdaptiveLatency:
-    """``loss + multiplier * (E[latency] / max_ms - 1)`` with a multiplier that finds itself.
+    """``loss + multiplier * g + penalty / 2 * g^2`` with ``g = E[latency] / max_ms - 1``.
 
-    The multiplier is that of the constraint ``E[latency] = max_ms``: after each architecture step
-    ``multiplier <- multiplier + rate * (E[latency] / max_ms - 1)``. Above the limit it grows and makes
-    latency dear; below it falls, and turns into a reward where the task loss alone would leave time
-    unused. No weight has to be tuned.
+    The augmented Lagrangian of the constraint ``E[latency] = max_ms``: after each architecture step
+    ``multiplier <- multiplier + rate * g``. Above the limit it grows and makes latency dear; below it falls,
+    and turns into a reward where the task loss alone would leave time unused. The quadratic term damps the
+    swing around the target that the multiplier alone would keep up. No weight has to be tuned: ``g`` is
+    relative, so neither the device nor the limit changes the scale.
 
     Args:
         rate: Step of the multiplier.
+        penalty: Weight of the quadratic term.
 
     Source:
         Expected latency: FBNet, arXiv 1812.03443, section 3.2. Both sides of the target count, as in the
-        absolute reward of TuNAS, arXiv 2008.06120, section 3.2; the multiplier's step is dual ascent
-        (Boyd and Vandenberghe, Convex Optimization, section 5.5) instead of a fixed weight.
+        absolute reward of TuNAS, arXiv 2008.06120, section 3.2. Augmented Lagrangian: Nocedal and Wright,
+        Numerical Optimization, chapter 17.3.
+        Differs: the published methods fix a weight; here it is found.
     """
 
     rate: float
+    penalty: float
 
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
-        return loss + context.scalars.get(MULTIPLIER, 0.0) * self._excess(context).to(loss)
+        excess = self._excess(context).to(loss)
+        return loss + context.scalars.get(MULTIPLIER, 0.0) * excess + self.penalty / 2 * excess.square()
 
     def update(self, context: Context) -> None:
         """One step of the multiplier."""

@@ -1,0 +1,96 @@
+"""What the documents show is executed: every ``sh`` and ``python`` block of the README and of CONTRIBUTING."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
+    (script,) = blocks("README.md", "sh")
+    output = run(["bash", "-e", "-c", script], folder)
+    for word in (
+        "held-out error of the table: MAPE",
+        "reachable:",
+        "top-1",
+        "exported",
+        "target met",
+        ": met",
+        "wrote",
+    ):
+        assert word in output, f"{word!r} is not in\n{output}"
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert {"architecture.json", "weights.safetensors", "model.onnx", "verification.json", "report.html"} <= names
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(folder: Path) -> None:
+    for script in blocks("README.md", "python"):
+        assert "ms predicted" in run([sys.executable, "-W", "error", "-c", script], folder)
+
+
+def test_the_example_of_a_device_keeps_the_profiler_contract(tmp_path: Path) -> None:
+    (example,) = blocks("CONTRIBUTING.md", "python")
+    assert len(example.splitlines()) <= 20
+    session = (
+        "from hwnas.plugins import create_profiler\n"
+        "class MySession:\n"
+        "    def __init__(self, model, shape):\n"
+        "        self.inner = create_profiler('onnxruntime', batch=shape[0]).prepare(model, shape[1:])\n"
+        "    def run(self, images): return self.inner.run(images)\n"
+        "    def time_ms(self, *, budget_ms): return self.inner.time_ms(budget_ms=budget_ms)\n"
+        "    def close(self): self.inner.close()\n"
+    )
+    (tmp_path / "my_device.py").write_text(example + session)
+    info = tmp_path / "my_device-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-device\nVersion: 1.0\n")
+    point = re.search(r'"(hwnas\.profilers)": \["(.+?)"\]', example)
+    assert point is not None
+    (info / "entry_points.txt").write_text(f"[{point[1]}]\n{point[2]}\n")
+    check = (
+        "from hwnas.plugins import create_profiler\n"
+        "from hwnas.testing.contracts import check_profiler\n"
+        "check_profiler(create_profiler('my-device'))"
+    )
+    run([sys.executable, "-c", check], tmp_path, PYTHONPATH=str(tmp_path))
+    assert "my-device" in run(["hwnas", "list", "profilers"], tmp_path, PYTHONPATH=str(tmp_path))
+
+
+def test_the_documents_name_files_that_exist() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:hwnas|tests|profilers|deploy|latency_tables)/[\w./]*)`", text):
+            assert (ROOT / name).exists(), f"{document} names {name}"
