@@ -48,6 +48,7 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
     table = profile(space, create_profiler("onnxruntime"), output=output / "table.csv", progress=progress)
     say(f"   {table.environment}")
     model = LatencyModel.from_table(space, table)
+    say("2. calibrate: sums of operators against whole random networks, measured in the same sweep")
     say_error(model, say)
     low, high = feasible_range_ms(model)
     target = max_ms if max_ms is not None else default_target_ms(model)
@@ -94,7 +95,7 @@ def next_folder(output: Path) -> Path:
 
 def say_error(model: LatencyModel, say: Say) -> None:
     """States how well the table predicts whole networks, loudly if badly."""
-    say(f"2. held-out error of the table: {model.error or 'unknown, no network was measured'}")
+    say(f"   held-out error of the table: {model.error or 'unknown, no network was measured'}")
     for name, error in (model.baselines or {}).items():
         say(f"   {name} for comparison: {error}")
     if model.poor:

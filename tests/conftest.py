@@ -1,0 +1,215 @@
+"""Shared fixtures: running the command line, and a fast device that another package brings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hwnas.cli import main
+
+# Before anything imports torch, and for every process the tests start: on a busy machine two threads that wait
+# for each other took 83 s for a search of 18 s (2 cores, 2 other programs); and the same bits come out.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until something holds, for at most a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within a minute"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def failed(self, code: int, *parts: object) -> None:
+        """Asserts the exit code and that the one-line message holds every part."""
+        assert self.code == code, self
+        assert self.err.startswith("error: "), self
+        missing = [part for part in parts if str(part) not in self.err]
+        assert not missing, f"{missing} not in: {self.err}"
+
+    def done(self) -> str:
+        """Asserts success; returns what was printed."""
+        assert self.code == 0, self
+        assert self.err == ""
+        return self.out
+
+
+@dataclass(frozen=True)
+class Packages:
+    """A folder of installed packages, as other people write them."""
+
+    folder: Path
+
+    def add(
+        self, name: str, entry_points: dict[str, str], *, requires: Sequence[str] = (), source: str | None = None
+    ) -> None:
+        """Installs a package that declares profilers, with ``NAME.py`` if there is source."""
+        info = self.folder / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {r}" for r in requires)]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        points = [f"{point} = {target}" for point, target in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[hwnas.profilers]", *points]) + "\n")
+        if source is not None:
+            (self.folder / f"{name}.py").write_text(source)
+
+
+def run_main(arguments: Sequence[object], folders: Sequence[Path]) -> Ended:
+    """Runs ``hwnas ARGUMENTS`` in this process, with the packages of the folders installed."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["hwnas", *map(str, arguments)])
+        patch.setenv("COLUMNS", "200")
+        for folder in folders:
+            patch.syspath_prepend(folder)
+        with pytest.raises(SystemExit) as end:
+            main()
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(tuple(f"{folder}/" for folder in folders)):
+            del sys.modules[name]  # another test may install another package of that name
+    code = end.value.code
+    return Ended(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def toyprof(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a package that brings the profiler ``analytic``."""
+    packages = Packages(tmp_path_factory.mktemp("toyprof"))
+    packages.add("toyprof", {"analytic": "hwnas.testing.toys:AnalyticProfiler"})
+    return packages.folder
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Packages:
+    """Where a test installs packages of its own."""
+    (tmp_path / "packages").mkdir()
+    return Packages(tmp_path / "packages")
+
+
+@pytest.fixture(scope="session")
+def hwnas_once(toyprof: Path) -> Callable[..., Ended]:
+    """Runs a command in this process, for fixtures that live longer than a test."""
+    return lambda *arguments: run_main(arguments, [toyprof])
+
+
+@pytest.fixture
+def hwnas(toyprof: Path, packages: Packages) -> Callable[..., Ended]:
+    """Runs a command in this process."""
+    return lambda *arguments: run_main(arguments, [toyprof, packages.folder])
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command that runs in a process of its own; ``folder`` is described in ``fork_commands.py``."""
+
+    folder: Path
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return (self.folder / "code").exists()
+
+    def kill(self, number: signal.Signals) -> tuple[int, str]:
+        """Sends a signal; returns exit code and messages."""
+        os.kill(int((self.folder / "pid").read_text()), number)
+        wait_until(lambda: self.over)
+        return int((self.folder / "code").read_text()), (self.folder / "err").read_text()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """See ``fork_commands.py``."""
+    command = [sys.executable, Path(__file__).with_name("fork_commands.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def start(
+    forks: subprocess.Popen[str], toyprof: Path, packages: Packages, tmp_path: Path
+) -> Iterator[Callable[..., Started]]:
+    """Starts a command in a process of its own, one a test."""
+    started = Started(tmp_path / "started")
+    started.folder.mkdir()
+
+    def begin(*arguments: object) -> Started:
+        folders = [str(toyprof), str(packages.folder)]
+        request = {"arguments": [*map(str, arguments)], "folders": folders, "folder": str(started.folder)}
+        assert forks.stdin is not None
+        forks.stdin.write(json.dumps(request) + "\n")
+        forks.stdin.flush()
+        wait_until((started.folder / "pid").exists)
+        return started
+
+    yield begin
+    if (started.folder / "pid").exists() and not started.over:
+        started.kill(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something holds, for at most a minute."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """The space of most tests: 26 operators."""
+    return ["--space", "tiny-mbconv", "--resolution", "16", "--width", "0.25"]
+
+
+@pytest.fixture(scope="session")
+def profiled(tmp_path_factory: pytest.TempPathFactory, hwnas_once: Callable[..., Ended], small: list[str]) -> Path:
+    """A table of the small space; to be copied, not changed."""
+    path = tmp_path_factory.mktemp("profiled") / "formula.csv"
+    hwnas_once("profile", *small, "--profiler", "analytic", "--networks", 4, "--rounds", 2, "--output", path).done()
+    return path
+
+
+@pytest.fixture
+def table(profiled: Path, tmp_path: Path) -> Path:
+    """A copy of that table, to be changed."""
+    for file in (profiled, profiled.with_suffix(".json")):
+        shutil.copy(file, tmp_path)
+    return tmp_path / profiled.name
+
+
+@pytest.fixture(scope="session")
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, hwnas_once: Callable[..., Ended], small: list[str], profiled: Path
+) -> Path:
+    """A finished search of one epoch; to be copied, not changed."""
+    path = tmp_path_factory.mktemp("searched") / "run"
+    hwnas_once("search", *small, "--table", profiled, "--epochs", 1, "--output", path).done()
+    return path
+
+
+@pytest.fixture
+def run(searched: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be changed."""
+    return Path(shutil.copytree(searched, tmp_path / "run"))
