@@ -168,9 +168,9 @@ def test_journal_of_something_else(profile: Run, tmp_path: Path) -> None:
     profile("analytic").done()
 
 
-def test_killed_between_rows_and_sidecar(profile: Run, table: Path, tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(table.read_bytes())
-    profile("analytic").failed(1, f"{tmp_path}/t.json does not exist")  # not ours: no journal says so
+def test_killed_between_sidecar_and_rows(profile: Run, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes(table.with_suffix(".json").read_bytes())
+    profile("analytic").failed(1, f"{tmp_path}/t.csv: cannot be read")  # not ours: no journal says so
     (tmp_path / "t.partial.jsonl").touch()
     profile("analytic").done()
     assert LatencyTable.load(tmp_path / "t.csv").entries

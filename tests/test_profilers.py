@@ -176,6 +176,32 @@ def test_a_table_is_extended_and_its_entries_kept(tmp_path: Path) -> None:
         profile(large, AnalyticProfiler(device="other"), output=tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_kill_between_the_two_files_of_a_table_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extends: bool
+) -> None:
+    path, space = tmp_path / "t.csv", toy_space(resolution=16)
+    if extends:
+        before = profile(toy_space(resolution=8), AnalyticProfiler(), output=path, num_networks=3, num_rounds=2)
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hwnas.latency.table.write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            profile(space, AnalyticProfiler(), output=path, num_networks=3, num_rounds=2)
+    assert path.with_suffix(".json").exists()
+    if extends:
+        assert LatencyTable.load(path) == before
+    counting = CountingProfiler()
+    after = profile(space, counting, output=path, num_networks=3, num_rounds=2)
+    assert counting.order == []
+    assert after.missing(space.signatures()) == []
+    assert LatencyTable.load(path) == after
+    assert "previous" not in path.with_suffix(".json").read_text()
+
+
 def test_measurements_survive_outliers_and_report_instability() -> None:
     steady = summarise([[1.0, 1.01, 1.02, 9.0]] * 4)
     assert steady.ms < 1.02

@@ -107,9 +107,9 @@ def profile(
 
 
 def _existing(path: Path, profiler: Profiler) -> LatencyTable | None:
-    """The table to extend; None where there is none, or where a kill left its rows without their sidecar."""
-    interrupted = path.with_suffix(JOURNAL).exists()
-    if not path.with_suffix(".json").exists() and (interrupted or not path.exists()):
+    """The table to extend; None where there is none, or where a kill left a sidecar without its rows."""
+    interrupted, sidecar = path.with_suffix(JOURNAL).exists(), path.with_suffix(".json").exists()
+    if not path.exists() and (interrupted or not sidecar):
         return None
     table = LatencyTable.load(path)
     table.require_environment(profiler.environment())

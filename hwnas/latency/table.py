@@ -116,27 +116,30 @@ class LatencyTable:
             )
 
     def save(self, path: Path | str) -> LatencyTable:
-        """Writes both files, each atomically; the sidecar last, so that a torn pair is noticed.
+        """Writes both files so that a kill at any moment leaves the old table or the new one.
+
+        While the rows are being replaced the sidecar describes both; ``load`` takes what fits the rows.
 
         Raises:
             OutputError: The folder cannot be written.
         """
         path = csv_path(path)
-        text = _to_csv(self.entries)
+        sidecar, text = path.with_suffix(".json"), _to_csv(self.entries)
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "signature_version": SIGNATURE_VERSION,
+            "num_rows": len(self.entries),
+            "sha256": _hash(text),
+            "environment": self.environment.to_dict(),
+            "calibrations": dict(self.calibrations),
+            "provenance": dict(self.provenance),
+        }
+        previous = {"previous": read_json(sidecar)} if path.exists() and sidecar.exists() else {}
+        write_json(sidecar, document | previous)
         write_atomic(path, text)
-        write_json(
-            path.with_suffix(".json"),
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "signature_version": SIGNATURE_VERSION,
-                "num_rows": len(self.entries),
-                "sha256": hashlib.sha256(text.encode()).hexdigest(),
-                "environment": self.environment.to_dict(),
-                "calibrations": dict(self.calibrations),
-                "provenance": dict(self.provenance),
-            },
-        )
+        if previous:
+            write_json(sidecar, document)
         return LatencyTable(self.environment, self.entries, self.calibrations, self.provenance, path)
 
     @classmethod
@@ -153,13 +156,15 @@ class LatencyTable:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TableFormatError(f"{path}: cannot be read ({error}). Expected a latency table in CSV.") from error
+        if sidecar.get("previous", {}).get("sha256") == _hash(text):
+            sidecar = sidecar["previous"]
         entries = _from_csv(path, text)
         if len(entries) != sidecar["num_rows"]:
             raise TableFormatError(
                 f"{path}:{len(entries) + 1}: {len(entries)} rows, but the sidecar says {sidecar['num_rows']}: "
                 "the table is truncated or was edited. Restore it, or profile again."
             )
-        if hashlib.sha256(text.encode()).hexdigest() != sidecar["sha256"]:
+        if _hash(text) != sidecar["sha256"]:
             raise TableFormatError(
                 f"{path}: the rows are not those that {path.with_suffix('.json').name} describes (hash differs): "
                 "the table was edited. Restore it, or profile again."
@@ -170,6 +175,10 @@ class LatencyTable:
         except TableFormatError as error:
             raise TableFormatError(f"{path.with_suffix('.json')}: {error} Restore it, or profile again.") from error
         return cls(environment, entries, sidecar["calibrations"], sidecar["provenance"], path)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def csv_path(path: Path | str) -> Path:
