@@ -11,6 +11,7 @@ import torch
 from hwnas.data import evaluation_batches
 from hwnas.errors import RunError
 from hwnas.files import read_json, write_json
+from hwnas.latency.measure import time_rounds
 from hwnas.latency.measurement import STATISTIC, summarise
 from hwnas.plugins import Session
 from hwnas.run import RunFolder, origin
@@ -24,9 +25,6 @@ MIN_AGREEMENT = 0.999
 
 TOLERANCE = 1.01
 """A measurement keeps the target if it exceeds it by no more than the noise of repeating it."""
-
-NUM_ROUNDS = 40
-ROUND_MS = 40.0
 
 
 def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def _numerics(run: RunFolder, session: Session, num_images: int) -> dict[str, An
 def _latency(run: RunFolder, session: Session) -> dict[str, Any]:
     budget = run.budget()
     predicted = budget.model.exact_ms(run.architecture())
-    rounds = [session.time_ms(budget_ms=ROUND_MS) for _ in range(NUM_ROUNDS)]
+    rounds = time_rounds(session, limit_ms=budget.max_ms)
     measured, p99 = summarise(rounds), float(np.quantile(np.concatenate(rounds), 0.99))
     return {
         "target_ms": budget.max_ms,

@@ -34,7 +34,8 @@ class Reporter:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, int] = {}
         self._said = 0.0
 
     def __enter__(self) -> Self:
@@ -54,9 +55,12 @@ class Reporter:
             self._bars.update(self._tasks[what], completed=done, total=total)
             return
         now = time.monotonic()
-        started = self._started.setdefault(what, now)
+        if what not in self._started or done < self._last[what]:
+            self._started[what] = now, done
+        self._last[what] = done
+        started, first = self._started[what]
         if done >= total or now - max(self._said, started) > LINE_SECONDS:
-            left = (now - started) / done * (total - done) if done else 0.0
+            left = (now - started) / max(1, done - first) * (total - done)
             console.print(f"{what} {done}/{total}" + (f", about {left:.0f} s left" if done < total else ""))
             self._said = now
 

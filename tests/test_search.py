@@ -170,7 +170,8 @@ def test_derivation_drops_its_floor_where_the_band_is_empty() -> None:
 
 
 @pytest.mark.parametrize("slowdown", [1.0, 1.08, 1.6])
-def test_a_missed_target_tightens_the_limit(budget: Budget, slowdown: float) -> None:
+def test_a_missed_target_tightens_the_limit(budget: Budget, slowdown: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.latency.measure.PAUSE_SECONDS", 0.0)
     space = budget.model.space
     kind = LatencyModel(space, tuple(ms / slowdown for ms in budget.model.layer_ms))
     told = Budget(kind, feasible_range_ms(budget.model)[1] * 0.7)

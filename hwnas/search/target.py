@@ -86,9 +86,13 @@ def meet_target(
             raise InfeasibleBudgetError(f"no architecture was derived within {limit:.4g} ms.")
         predicted = budget.model.exact_ms(derived)
         network = Network(budget.model.space, derived).eval()
-        measured = measure(profiler, network, budget.model.space.input_shape).ms if profiler else None
+        measured = _measured_ms(profiler, network, budget) if profiler else None
         met = (predicted if measured is None else measured) <= budget.max_ms
         yield DerivationRound(derived, limit, predicted, measured, met)
         if met or measured is None:
             return
         limit = budget.max_ms * predicted / measured
+
+
+def _measured_ms(profiler: Profiler, network: Network, budget: Budget) -> float:
+    return measure(profiler, network, budget.model.space.input_shape, limit_ms=budget.max_ms).ms
