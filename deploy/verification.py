@@ -74,6 +74,7 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
     ]
     document = {
         "file": path.name,
+        "architecture": run.architecture().id,
         "bytes": path.stat().st_size,
         "environment": profiler.environment().to_dict(),
         "numerics": numerics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,13 @@ def search_run(
     return rounds
 
 
-def tighten_run(run: RunFolder, measured_ms: float) -> list[DerivationRound]:
+def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> list[DerivationRound]:
     """Derives again after the trained and exported network missed the target.
 
     Args:
-        run: A searched run.
+        run: A searched run; keeps its earlier rounds, the last of them with what the exported file measured.
         measured_ms: What the exported file measured.
+        num_rounds: Derivations at most.
 
     Returns:
         The new rounds; empty where nothing faster can be derived.
@@ -114,13 +116,18 @@ def tighten_run(run: RunFolder, measured_ms: float) -> list[DerivationRound]:
     budget, config = run.budget(), run.config
     recipe = create_recipe(config["recipe"]["name"], **config["recipe"]["arguments"])
     images = matching_data(config["data"], budget.model.space, config["seed"])
-    result = search(budget, images, recipe, run, seed=config["seed"])
+    result = search(budget, images, recipe, run, seed=config["seed"])  # finished: restores the checkpoint
     limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
     rounds = list(
-        meet_target(recipe.derivation, result.probabilities, budget, profiler_of(run.table()), limit_ms=limit)
-    )
+        meet_target(
+            recipe.derivation, result.probabilities, budget, profiler_of(run.table()),
+            num_rounds=num_rounds, limit_ms=limit,
+        )
+    )  # fmt: skip
     if rounds:
-        write_derivation(run, budget, rounds, result, images)
+        earlier = read_json(run.file("derivation.json"))["rounds"]
+        earlier[-1] |= {"measured_ms": measured_ms, "met": False}
+        write_derivation(run, budget, rounds, result, images, earlier=earlier)
         run.file("training.pt").unlink(missing_ok=True)
     return rounds
 
@@ -257,7 +264,13 @@ def profiler_of(table: LatencyTable) -> Profiler:
 
 
 def write_derivation(
-    run: RunFolder, budget: Budget, rounds: list[DerivationRound], result: SearchResult, data: ImageData
+    run: RunFolder,
+    budget: Budget,
+    rounds: list[DerivationRound],
+    result: SearchResult,
+    data: ImageData,
+    *,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Records how the limit was met, and the architecture that did."""
     model, chosen = budget.model, rounds[-1].architecture
@@ -268,7 +281,7 @@ def write_derivation(
             "target_ms": budget.max_ms,
             "reachable_ms": list(feasible_range_ms(model)),
             "met": rounds[-1].met,
-            "rounds": [each.to_dict() for each in rounds],
+            "rounds": [*earlier, *(each.to_dict() for each in rounds)],
             "prediction": {
                 "error": model.error.to_dict() if model.error else None,
                 "baselines": {name: error.to_dict() for name, error in (model.baselines or {}).items()},

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hwnas.run import RunFolder
+from hwnas.steps import tighten_run
+
 Run = Callable[..., Any]
 
 
@@ -277,3 +280,22 @@ def test_trained_run(hwnas: Run, run: Path, tmp_path: Path) -> None:
 
     (run / "weights.safetensors").write_bytes(weights[:100])
     hwnas("export", run).failed(1, f"{run}/weights.safetensors cannot be read", f"Run 'hwnas train {run}' again")
+
+
+def test_a_trained_network_that_misses_is_derived_again(
+    run: Path, toyprof: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(toyprof)
+    folder = RunFolder.open(run)
+    first, target = folder.architecture(), folder.budget().max_ms
+    folder.file("training.pt").touch()
+    (tightened,) = tighten_run(folder, 1.2 * target)
+    predicted = folder.budget().model.exact_ms
+    assert tightened.limit_ms == pytest.approx(predicted(first) / 1.2)
+    assert tightened.predicted_ms <= tightened.limit_ms < predicted(first)
+    assert folder.architecture() == tightened.architecture != first
+    rounds = json.loads(folder.file("derivation.json").read_text())["rounds"]
+    assert [each["id"] for each in rounds] == [first.id, tightened.architecture.id]
+    assert (rounds[0]["measured_ms"], rounds[0]["met"]) == (1.2 * target, False)
+    assert not folder.file("training.pt").exists(), "a checkpoint of the other network"
+    assert tighten_run(folder, 100 * target) == [], "nothing is that fast"

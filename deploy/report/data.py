@@ -108,10 +108,7 @@ def _of_architecture(run: RunFolder, name: str, chosen: Document, notes: list[st
     if not run.file(name).exists():
         return None
     document = _read(run, name)
-    if name == "training.json":
-        same = document["architecture"] == chosen["id"]
-    else:  # verification.json does not name the architecture; its prediction tells
-        same = math.isclose(document["latency"]["predicted_ms"], chosen["predicted_ms"], rel_tol=1e-9)
+    same = document["architecture"] == chosen["id"]
     if not same:
         notes.append(f"{name} is about an architecture that was replaced since, and is left out.")
     return document if same else None
