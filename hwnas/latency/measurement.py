@@ -51,9 +51,9 @@ MAX_SPREAD = 0.1
 def summarise(rounds: Sequence[Sequence[float]]) -> Measurement:
     """Statistics over rounds of raw run times in milliseconds.
 
-    Across rounds the least quantile is taken: on a shared 2-core Xeon (30 networks of ``tiny-mbconv``, three
-    sweeps of 20 to 24 rounds, ONNX Runtime, one thread) it left a held-out error of 1.4 to 1.5 %, the pooled
-    10 % quantile 3.2 to 3.6 %, the median 3.2 to 6.7 %.
+    Across rounds the least quantile is taken. ``benchmarks/statistic.py`` on a shared 2-core Xeon (30 networks of
+    ``tiny-mbconv``, ONNX Runtime, one thread): in three disturbed sweeps it left a held-out error of 1.4 to 1.5 %,
+    the pooled 10 % quantile 3.2 to 3.6 %, the median 3.2 to 6.7 %; in a quiet one 1.7, 1.9 and 2.5 %.
 
     Raises:
         MeasurementError: No samples, or a sample that is not a positive finite number.
