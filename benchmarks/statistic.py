@@ -56,7 +56,8 @@ def main() -> None:
     space, profiler = hwnas.create_space(arguments.space), hwnas.create_profiler(arguments.profiler)
     architectures = space.distinct(arguments.networks, seed=0)
     chains = [(s,) for s in space.signatures()] + [space.operators(a) for a in architectures]
-    sessions = [profiler.prepare(model, chain[0].in_shape) for chain, model, _ in models_for(chains, profiler)]
+    models = zip(chains, models_for(chains, profiler), strict=True)
+    sessions = [profiler.prepare(model, chain[0].in_shape) for chain, (model, _) in models]
     samples: list[Rounds] = [[] for _ in chains]
     for visit in range(arguments.rounds):
         order = range(len(chains)) if visit % 2 == 0 else reversed(range(len(chains)))

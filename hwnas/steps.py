@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwnas.data import BatchStream, ImageData, load_data
 from hwnas.errors import EnvironmentMismatchError, RunError, UsageError
@@ -22,7 +22,6 @@ from hwnas.run import RunFolder, origin, table_hash
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.target import DerivationRound, meet_target
 from hwnas.space import Architecture, SearchSpace, macs, parameters
-from hwnas.supernet.gates import one_hot_gates
 from hwnas.supernet.supernet import Network, Supernet, extract, recalibrate_batchnorm
 from hwnas.training import TrainingOptions, evaluate, train
 
@@ -206,23 +205,23 @@ def trained_network(run: RunFolder) -> Network:
 def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32") -> Path:
     """Exports the trained network with everything needed to use it in the file's metadata."""
     plugin = create_exporter(exporter)
-    network, training, space = trained_network(run), read_json(run.file("training.json")), run.space()
-    budget = run.budget()
+    network, training = trained_network(run), read_json(run.file("training.json"))
+    architecture, table, model = run.architecture(), run.table(), run.budget().model
     metadata = {
         "hwnas": origin()["hwnas"],
-        "space": space.name,
-        "architecture": run.architecture().to_json(),
-        "architecture_id": run.architecture().id,
+        "space": model.space.name,
+        "architecture": architecture.to_json(),
+        "architecture_id": architecture.id,
         "classes": "\n".join(training["classes"]),
         "input_range": "0 1",
         "mean": " ".join(map(repr, training["mean"])),
         "std": " ".join(map(repr, training["std"])),
-        "predicted_ms": repr(budget.model.exact_ms(run.architecture())),
-        "latency_table": run.table().name,
-        "environment": str(run.table().environment),
+        "predicted_ms": repr(model.exact_ms(architecture)),
+        "latency_table": table.name,
+        "environment": str(table.environment),
     }
     path = run.file(f"model{plugin.suffix}")
-    return plugin.export(network, path, input_shape=space.input_shape, precision=precision, metadata=metadata)
+    return plugin.export(network, path, input_shape=model.space.input_shape, precision=precision, metadata=metadata)
 
 
 def matching_data(spec: str, space: SearchSpace, seed: int) -> ImageData:
@@ -308,19 +307,7 @@ def write_derivation(
 def _inherited_accuracy(supernet: Supernet, architecture: Architecture, data: ImageData, seed: int) -> dict[str, float]:
     """Held-out accuracy of the derived path with the supernet's weights, before and after recalibration."""
     network = extract(supernet, architecture)
-    before = evaluate(_Path(supernet, architecture), data.val)
+    before = evaluate(network, data.val)
     stream = BatchStream(data.train, min(64, len(data.train)), seed=seed, augment=False).batches(0)
     recalibrate_batchnorm(network, (next(stream)[0] for _ in range(NUM_RECALIBRATION)))
     return {"inherited": before, "recalibrated": evaluate(network, data.val)}
-
-
-class _Path(nn.Module):
-    """One path of a supernet, as a module."""
-
-    def __init__(self, supernet: Supernet, architecture: Architecture) -> None:
-        super().__init__()
-        self.supernet, self.gates = supernet, one_hot_gates(supernet.space, architecture)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.supernet(x, self.gates)
-        return logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -185,8 +185,3 @@ class LatencyModel:
     def _macs(self) -> LatencyModel:
         layers = [np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers]
         return LatencyModel(self.space, tuple(layers))
-
-
-def best_first(model: LatencyModel, architectures: Sequence[Architecture]) -> list[Architecture]:
-    """Architectures by predicted latency, fastest first."""
-    return sorted(architectures, key=model.exact_ms)

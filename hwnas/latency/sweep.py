@@ -155,7 +155,7 @@ def _prepare(items: Sequence[Item], profiler: Profiler, journal: Journal, progre
     """A session for every item; one that the device refuses is recorded as failed."""
     sessions: dict[str, Session] = {}
     models = models_for([item.operators for item in items], profiler, progress)
-    for item, (_, model, _) in zip(items, models, strict=True):
+    for item, (model, _) in zip(items, models, strict=True):
         if item.key in journal.failures:
             continue
         try:
@@ -167,8 +167,8 @@ def _prepare(items: Sequence[Item], profiler: Profiler, journal: Journal, progre
 
 def models_for(
     chains: Sequence[tuple[OpSignature, ...]], profiler: Profiler, progress: Progress = no_progress
-) -> Iterator[tuple[tuple[OpSignature, ...], bytes | nn.Module, nn.Module]]:
-    """Every chain of operators as what the profiler consumes, and as a module.
+) -> Iterator[tuple[bytes | nn.Module, nn.Module]]:
+    """Every chain of operators in turn, as what the profiler consumes, and as a module.
 
     Operators shared by chains are built and exported once; a chain's graph is its operators' graphs, joined.
     """
@@ -176,7 +176,7 @@ def models_for(
     graphs = _export_operators(modules, profiler.environment().batch, progress) if profiler.consumes == "onnx" else {}
     for operators in chains:
         module = nn.Sequential(*(modules[s] for s in operators)).eval()
-        yield operators, chain([graphs[s] for s in operators]).SerializeToString() if graphs else module, module
+        yield chain([graphs[s] for s in operators]).SerializeToString() if graphs else module, module
 
 
 def _export_operators(

@@ -31,7 +31,7 @@ def check_profiler(profiler: Profiler) -> None:
     assert all((environment.device, environment.runtime, environment.runtime_version)), "it must name itself"
     signature = OpSignature.parse("mbconv k3 e3 r1 s1 8x8x8 -> 8x8x8")
     torch.manual_seed(0)
-    ((_, model, module),) = models_for([(signature,)], profiler)
+    ((model, module),) = models_for([(signature,)], profiler)
     session = profiler.prepare(model, signature.in_shape)
     assert isinstance(session, Session), "prepare must return a Session"
     images = np.random.default_rng(0).standard_normal((environment.batch, *signature.in_shape), dtype=np.float32)
