@@ -10,20 +10,19 @@ import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from hwnas._version import __version__
+from hwnas.cli_options import NumClasses, Resolution, SpaceName, Width, built_space, describe_model, say
+from hwnas.cli_tables import tables
 from hwnas.console import Reporter, console, draw, errors, rows
 from hwnas.errors import HwnasError, UsageError, VerificationError
 from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, create_profiler, load
 from hwnas.recipes import recipe_names
-from hwnas.space.library import SPACES, create_space
-
-if TYPE_CHECKING:
-    from hwnas.space import SearchSpace
+from hwnas.space.library import SPACES
 
 
 class Interrupted(Exception):
@@ -50,13 +49,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-tables = typer.Typer(help="Look at latency tables.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tables, name="table")
 
-SpaceName = Annotated[str, typer.Option("--space", help="Search space; see 'hwnas list spaces'.")]
-Resolution = Annotated[int | None, typer.Option(help="Height and width of the images; the space's own if not given.")]
-NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own number if not given.")]
-Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
 Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
@@ -124,7 +118,7 @@ def demo(
     from hwnas.demo import next_folder
 
     with Reporter() as reporter:
-        run_demo(next_folder(output), data=data, max_ms=max_ms, seed=seed, progress=reporter, say=_say)
+        run_demo(next_folder(output), data=data, max_ms=max_ms, seed=seed, progress=reporter, say=say)
 
 
 @app.command()
@@ -144,7 +138,7 @@ def profile(
     seed: Seed = 0,
 ) -> None:
     """Measure a space on a device: a latency table that states its own error."""
-    built = _space(space, resolution, num_classes, width)
+    built = built_space(space, resolution, num_classes, width)
     chosen = {} if device is None else {"device": device}
     target = create_profiler(profiler, precision=precision, batch=batch, threads=threads, **chosen)
     from hwnas.latency.sweep import profile as sweep
@@ -153,8 +147,8 @@ def profile(
         table = sweep(
             built, target, output=output, num_networks=networks, num_rounds=rounds, seed=seed, progress=reporter
         )
-    _say(f"{len(table.entries)} operators in {table.path}")
-    _describe_model(built, table)
+    say(f"{len(table.entries)} operators in {table.path}")
+    describe_model(built, table)
 
 
 @app.command()
@@ -179,9 +173,9 @@ def search(
     from hwnas.latency.table import LatencyTable
     from hwnas.steps import search_run
 
-    built = _space(space, resolution, num_classes, width)
+    built = built_space(space, resolution, num_classes, width)
     loaded = LatencyTable.load(table)
-    _describe_model(built, loaded)
+    describe_model(built, loaded)
     arguments = {"num_epochs": epochs, "batch_size": batch_size}
     with Reporter() as reporter:
         rounds = search_run(
@@ -191,8 +185,8 @@ def search(
             progress=reporter,
         )  # fmt: skip
     for each in rounds:
-        _say(str(each))
-    _say(draw(built, rounds[-1].architecture))
+        say(str(each))
+    say(draw(built, rounds[-1].architecture))
     if not rounds[-1].met:
         raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
 
@@ -215,7 +209,7 @@ def train(
         accuracy = train_run(
             RunFolder.open(run), data=data, options=options_, checkpoint_seconds=checkpoint_seconds, progress=reporter
         )
-    _say(f"top-1 {accuracy:.2%} on held-out images")
+    say(f"top-1 {accuracy:.2%} on held-out images")
 
 
 @app.command()
@@ -228,7 +222,7 @@ def export(
     from hwnas.run import RunFolder
     from hwnas.steps import export_run
 
-    _say(f"exported {export_run(RunFolder.open(run), exporter=exporter, precision=precision)}")
+    say(f"exported {export_run(RunFolder.open(run), exporter=exporter, precision=precision)}")
 
 
 @app.command()
@@ -237,7 +231,7 @@ def verify(run: RunPath) -> None:
     from hwnas.demo import say_proof
 
     proof = load(PROOFS, "verify")(run)
-    say_proof(proof, _say)
+    say_proof(proof, say)
     if proof["failures"]:
         raise VerificationError(f"{run}: {'; '.join(proof['failures'])}.")
 
@@ -245,45 +239,7 @@ def verify(run: RunPath) -> None:
 @app.command()
 def report(run: RunPath) -> None:
     """Write everything about a run as one HTML page and as JSON."""
-    _say(f"wrote {load(PROOFS, 'report')(run)}")
-
-
-@tables.command("check")
-def check(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV of a latency table.")],
-    space: Annotated[str | None, typer.Option("--space", help="Also check that it covers this space.")] = None,
-    resolution: Resolution = None,
-    num_classes: NumClasses = None,
-    width: Width = None,
-) -> None:
-    """Check that a table is whole, plausible, and covers a space."""
-    from hwnas.latency.table import LatencyTable
-
-    loaded = LatencyTable.load(table)
-    statuses = [entry.status for entry in loaded.entries.values()]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("ok", "unstable", "failed"))
-    _say(f"{table}: {len(statuses)} operators ({counts})\n{loaded.environment}")
-    if space is not None:
-        _describe_model(_space(space, resolution, num_classes, width), loaded)
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False)
-
-
-def _space(name: str, resolution: int | None, num_classes: int | None, width: float | None) -> SearchSpace:
-    given = {"resolution": resolution, "num_classes": num_classes, "width": width}
-    return create_space(name, **{key: value for key, value in given.items() if value is not None})
-
-
-def _describe_model(space: SearchSpace, table: Any) -> None:
-    from hwnas.demo import say_error
-    from hwnas.latency.budget import feasible_range_ms
-    from hwnas.latency.model import LatencyModel
-
-    model = LatencyModel.from_table(space, table)
-    say_error(model, _say)
-    _say("reachable: {:.4g} to {:.4g} ms".format(*feasible_range_ms(model)))
+    say(f"wrote {load(PROOFS, 'report')(run)}")
 
 
 def _plugins(group: str) -> list[tuple[str, ...]]:

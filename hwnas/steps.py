@@ -252,6 +252,7 @@ def profiler_of(table: LatencyTable) -> Profiler:
             precision=environment.precision,
             batch=environment.batch,
             threads=environment.threads,
+            **environment.arguments,
         )
     except UsageError as error:
         raise EnvironmentMismatchError(

@@ -18,7 +18,7 @@ LAYERS = ["space", "ops", "latency", "supernet", "search", "recipes"]
 SHARED = {"errors", "_version", "files", "plugins", "metrics", "checkpoint", "data", "run", "onnx_graph"}
 """Modules beside the layers that layers may use."""
 
-ABOVE = {"steps", "demo", "cli", "console", "testing", "__main__"}
+ABOVE = {"steps", "demo", "cli", "cli_options", "cli_tables", "console", "testing", "__main__"}
 """Modules that no layer may use."""
 
 PLUGIN_PACKAGES = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnxscript", "sklearn"}

@@ -28,6 +28,8 @@ class Environment:
         batch: Images per run.
         threads: Threads inside one operator; 0 where the notion does not apply.
         mode: Execution mode, such as ``cpu``, ``enqueue`` or ``cuda-graph``.
+        arguments: What ``create_profiler`` was told beyond precision, batch and threads (``device``, ``mode``);
+            with it a table's profiler is built again. Not compared: an address may change, the device does not.
     """
 
     device: str
@@ -37,6 +39,7 @@ class Environment:
     batch: int = 1
     threads: int = 1
     mode: str = "cpu"
+    arguments: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
     details: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
 
     def differences(self, other: Environment) -> list[str]:
@@ -45,7 +48,7 @@ class Environment:
         return [
             f"{name} is '{mine[name]}' here and '{theirs[name]}' there"
             for name in mine
-            if name != "details" and mine[name] != theirs[name]
+            if name not in ("arguments", "details") and mine[name] != theirs[name]
         ]
 
     def __str__(self) -> str:
@@ -57,7 +60,7 @@ class Environment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "details": dict(self.details)}
+        return {**asdict(self), "arguments": dict(self.arguments), "details": dict(self.details)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Environment:
