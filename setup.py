@@ -38,13 +38,18 @@ setup(
     extras_require={
         "demo": ["scikit-learn>=1.5"],
         "tensorrt": ["tensorrt>=10.3"],
-        "tensorrt-rtx": ["tensorrt-rtx-cu13>=1.4"],
+        "rtx": ["tensorrt-rtx-cu13>=1.4"],
         "remote": ["ziglang>=0.13"],
         "dev": ["pytest>=8", "mypy>=1.15", "ruff>=0.11", "pandas-stubs", "scipy-stubs"],
     },
     entry_points={
         "console_scripts": ["hwnas = hwnas.cli:main"],
-        "hwnas.profilers": ["onnxruntime = hwnas.profilers.onnxruntime:OnnxRuntimeProfiler"],
+        "hwnas.profilers": [
+            "onnxruntime = hwnas.profilers.onnxruntime:OnnxRuntimeProfiler",
+            "tensorrt = hwnas.profilers.tensorrt:TensorRTProfiler [tensorrt]",
+            "tensorrt-rtx = hwnas.profilers.tensorrt:TensorRTRTXProfiler [rtx]",
+            "torch = hwnas.profilers.torch:TorchProfiler",
+        ],
         "hwnas.exporters": ["onnx = hwnas.deploy.onnx:OnnxExporter"],
         "hwnas.proofs": ["verify = hwnas.deploy.verification:verify", "report = hwnas.deploy.report:report"],
     },

@@ -17,7 +17,7 @@ import numpy as np
 
 import hwnas
 from hwnas.latency.calibration import Affine, held_out
-from hwnas.latency.sweep import models_for
+from hwnas.latency.items import Item, models_for
 
 Rounds = list[np.ndarray]
 
@@ -55,12 +55,12 @@ def main() -> None:
 
     space, profiler = hwnas.create_space(arguments.space), hwnas.create_profiler(arguments.profiler)
     architectures = space.distinct(arguments.networks, seed=0)
-    chains = [(s,) for s in space.signatures()] + [space.operators(a) for a in architectures]
-    models = zip(chains, models_for(chains, profiler), strict=True)
-    sessions = [profiler.prepare(model, chain[0].in_shape) for chain, (model, _) in models]
-    samples: list[Rounds] = [[] for _ in chains]
+    items = [Item.operator(s) for s in space.signatures()] + [Item.network(space, a) for a in architectures]
+    models = zip(items, models_for(items, profiler), strict=True)
+    sessions = [profiler.prepare(model, item.input_shape) for item, (model, _) in models]
+    samples: list[Rounds] = [[] for _ in items]
     for visit in range(arguments.rounds):
-        order = range(len(chains)) if visit % 2 == 0 else reversed(range(len(chains)))
+        order = range(len(items)) if visit % 2 == 0 else reversed(range(len(items)))
         for index in order:
             samples[index].append(np.asarray(sessions[index].time_ms(budget_ms=arguments.visit_ms)))
 

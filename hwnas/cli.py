@@ -16,11 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from hwnas._version import __version__
-from hwnas.cli_options import NumClasses, Resolution, SpaceName, Width, built_space, describe_model, say
+from hwnas.cli_options import NumClasses, Resolution, Seed, SpaceName, Width, built_space, describe_model, say
+from hwnas.cli_profile import profile
 from hwnas.cli_tables import tables
 from hwnas.console import Reporter, console, draw, errors, rows
 from hwnas.errors import HwnasError, UsageError, VerificationError
-from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, create_profiler, load
+from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, load
 from hwnas.recipes import recipe_names
 from hwnas.space.library import SPACES
 
@@ -53,7 +54,6 @@ app.add_typer(tables, name="table")
 
 Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 CheckpointSeconds = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
 
 
@@ -121,34 +121,7 @@ def demo(
         run_demo(next_folder(output), data=data, max_ms=max_ms, seed=seed, progress=reporter, say=say)
 
 
-@app.command()
-def profile(
-    space: SpaceName,
-    output: Annotated[Path, typer.Option(help="The table, NAME.csv; an existing one is resumed or extended.")],
-    profiler: Annotated[str, typer.Option(help="Runtime; see 'hwnas list profilers'.")] = "onnxruntime",
-    device: Annotated[str | None, typer.Option(help="Device of that runtime; its own default if not given.")] = None,
-    precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
-    batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
-    threads: Annotated[int, typer.Option(help="Threads inside one operator.")] = 1,
-    networks: Annotated[int, typer.Option(help="Whole random networks to measure, for the error.")] = 12,
-    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 24,
-    resolution: Resolution = None,
-    num_classes: NumClasses = None,
-    width: Width = None,
-    seed: Seed = 0,
-) -> None:
-    """Measure a space on a device: a latency table that states its own error."""
-    built = built_space(space, resolution, num_classes, width)
-    chosen = {} if device is None else {"device": device}
-    target = create_profiler(profiler, precision=precision, batch=batch, threads=threads, **chosen)
-    from hwnas.latency.sweep import profile as sweep
-
-    with Reporter() as reporter:
-        table = sweep(
-            built, target, output=output, num_networks=networks, num_rounds=rounds, seed=seed, progress=reporter
-        )
-    say(f"{len(table.entries)} operators in {table.path}")
-    describe_model(built, table)
+app.command()(profile)
 
 
 @app.command()

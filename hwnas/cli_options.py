@@ -17,6 +17,7 @@ SpaceName = Annotated[str, typer.Option("--space", help="Search space; see 'hwna
 Resolution = Annotated[int | None, typer.Option(help="Height and width of the images; the space's own if not given.")]
 NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own number if not given.")]
 Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 
 
 def say(line: str) -> None:

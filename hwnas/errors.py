@@ -18,6 +18,7 @@ Each is a ``HwnasError`` and also the builtin that fits, so ``except ValueError`
         UnitError                          the numbers look like another unit than milliseconds
       DataError (ValueError)               a data set is empty, unreadable or inconsistent
       MeasurementError (RuntimeError)      a device could not run or time what it was given
+        DeviceLostError                    it stopped answering altogether
       RunError (ValueError)                a run folder is incomplete or belongs to something else
       OutputError (OSError)                a result cannot be written
       NumericsError (ArithmeticError)      training produced NaN or infinity
@@ -104,6 +105,10 @@ class DataError(HwnasError, ValueError):
 
 class MeasurementError(HwnasError, RuntimeError):
     """A device could not run or time what it was given."""
+
+
+class DeviceLostError(MeasurementError):
+    """A device stopped answering altogether."""
 
 
 class RunError(HwnasError, ValueError):

@@ -1,4 +1,4 @@
-"""PyTorch modules to ONNX graphs, one at a time or many in one pass, and graphs to chains."""
+"""PyTorch modules to ONNX graphs, one at a time or many in one pass, and graphs joined to networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hwnas.errors import MissingPackageError
 if TYPE_CHECKING:
     import onnx
 
-    from hwnas.space import Shape
+    from hwnas.space import Shape, Wiring
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -54,22 +54,25 @@ def export_many(
     return [_renamed(part) for part in parts]
 
 
-def chain(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
-    """One model that runs the given ones in order, each on the output of the one before."""
+def join(models: Sequence[onnx.ModelProto], wiring: Wiring) -> onnx.ModelProto:
+    """One model that runs the given ones in order, each on the sum of the outputs that the wiring names."""
     import onnx
     from onnx.compose import add_prefix
 
     result = onnx.ModelProto()
     result.CopyFrom(models[0])
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:], result.graph.output[:]
-    previous = INPUT
-    for index, model in enumerate(models):
-        part = add_prefix(model, f"part{index}_").graph
-        tail = OUTPUT if index == len(models) - 1 else f"border{index}"
-        _rename(part, {part.input[0].name: previous, part.output[0].name: tail})
+    names = {-1: INPUT}
+    for position, (model, sources) in enumerate(zip(models, wiring, strict=True)):
+        part = add_prefix(model, f"part{position}_").graph
+        names[position] = OUTPUT if position == len(models) - 1 else f"border{position}"
+        feeding = names[sources[0]]
+        if len(sources) > 1:
+            feeding = f"sum{position}"
+            result.graph.node.append(onnx.helper.make_node("Sum", [names[s] for s in sources], [feeding]))
+        _rename(part, {part.input[0].name: feeding, part.output[0].name: names[position]})
         result.graph.node.extend(part.node)
         result.graph.initializer.extend(part.initializer)
-        previous = tail
     result.graph.output.extend(part.output)
     return result
 

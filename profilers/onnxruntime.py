@@ -1,33 +1,45 @@
-"""ONNX Runtime on this machine's processor."""
+"""ONNX Runtime: this machine's processor, or any other execution provider of the installed package."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hwnas.errors import MeasurementError, MissingPackageError, UsageError
 from hwnas.latency.environment import Environment, cpu_name, host_details
+from hwnas.onnx_precision import PRECISIONS, to_precision
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from hwnas.space import Shape
 
-MIN_RUNS = 5
-WARM_UP_RUNS = 3
+MIN_RUNS = 3
+WARM_UP_RUNS = 2
+
+CPU = "CPUExecutionProvider"
+
+MEMORY = {"CUDA": "cuda", "Tensorrt": "cuda", "NvTensorRTRTX": "cuda", "Dml": "dml"}
+"""Execution provider -> where its inputs and outputs are bound; host memory for the others."""
 
 
 class OnnxRuntimeProfiler:
-    """The default CPU execution provider with all graph optimisations and a fixed number of threads.
+    """An execution provider with all graph optimisations; on the processor a fixed number of pinned threads.
 
     Args:
-        device: Only ``cpu``.
-        precision: Only ``fp32``.
+        device: ``cpu``, or the name of an execution provider such as ``CUDA`` or ``OpenVINO``, which then runs the
+            whole network: nothing falls back to the processor.
+        precision: ``fp32``, ``fp16`` where the provider computes in it, or ``int8`` (static quantisation).
         batch: Images per run.
-        threads: Threads inside one operator.
+        threads: Threads inside one operator; each is pinned to a core of its own.
 
     Raises:
         UsageError: A value this target cannot measure.
@@ -37,86 +49,193 @@ class OnnxRuntimeProfiler:
     consumes: Literal["onnx"] = "onnx"
 
     def __init__(self, *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1) -> None:
-        for name, value, accepted in (("device", device, ("cpu",)), ("precision", precision, ("fp32",))):
-            if value not in accepted:
-                raise UsageError(f"profiler 'onnxruntime' has no {name} '{value}'; it takes {', '.join(accepted)}.")
-        cores = os.cpu_count() or 1
-        if batch < 1 or not 1 <= threads <= cores:
-            raise UsageError(f"batch must be at least 1 and threads 1 to {cores}; got {batch} and {threads}.")
-        self._batch, self._threads = batch, threads
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"profiler 'onnxruntime' has no precision '{precision}'; it takes {', '.join(PRECISIONS)}."
+            )
+        cores = sorted(os.sched_getaffinity(0))
+        if batch < 1 or not 1 <= threads <= len(cores):
+            raise UsageError(f"batch must be at least 1 and threads 1 to {len(cores)}; got {batch} and {threads}.")
         self._runtime = load_runtime()
+        self._provider = self._find(device)
+        self._precision, self._batch = precision, batch
+        # The last cores: interrupts are served by the first.
+        self._cores = tuple(cores[-threads:]) if self._provider == CPU else ()
+        if precision == "fp16":
+            self._require_native_fp16()
 
     def environment(self) -> Environment:
-        """This processor, this version of ONNX Runtime."""
+        """This processor or provider, this version of ONNX Runtime."""
+        on_cpu = self._provider == CPU
+        short = self._provider.removesuffix("ExecutionProvider")
+        details = {
+            "provider": self._provider,
+            "transfers": "none (inputs and outputs are bound to the device's memory)",
+            "cores": ",".join(map(str, self._cores)) or "not pinned",
+        }
         return Environment(
-            device=cpu_name(),
+            device=cpu_name() if on_cpu else _accelerator_name(short),
             runtime="onnxruntime",
             runtime_version=self._runtime.__version__,
+            precision=self._precision,
             batch=self._batch,
-            threads=self._threads,
-            details=host_details() | {"transfers": "none (bound host memory)"},
+            threads=len(self._cores),
+            mode="cpu" if on_cpu else short.lower(),
+            arguments={} if on_cpu else {"device": short},
+            details=host_details() | details,
         )
 
     def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> OnnxRuntimeSession:
-        """Loads the bytes of an ONNX model; see ``hwnas.plugins.Profiler``."""
+        """Loads the bytes of an ONNX model, in this profiler's precision; see ``hwnas.plugins.Profiler``."""
+        import onnx
+        from google.protobuf.message import DecodeError
+
         if not isinstance(model, bytes):
             raise UsageError("profiler 'onnxruntime' takes the bytes of an ONNX model.")
-        return OnnxRuntimeSession(model, threads=self._threads, batch=self._batch, input_shape=input_shape)
+        try:
+            graph = onnx.load_from_string(model)
+        except DecodeError as error:
+            raise MeasurementError(f"ONNX Runtime refuses the model: it is not ONNX ({error}).") from error
+        converted = to_precision(graph, self._precision)
+        return OnnxRuntimeSession(
+            converted, provider=self._provider, cores=self._cores, input_shape=(self._batch, *input_shape)
+        )
+
+    def _find(self, device: str) -> str:
+        installed = {p.removesuffix("ExecutionProvider").lower(): p for p in self._runtime.get_available_providers()}
+        installed.pop("azure", None)  # calls a service; computes nothing
+        found = installed.get(device.lower().removesuffix("executionprovider"))
+        if found is None:
+            raise UsageError(
+                f"profiler 'onnxruntime' has no device '{device}'; the installed package has {', '.join(installed)}. "
+                "Other execution providers come in packages of their own, such as onnxruntime-gpu."
+            )
+        return str(found)
+
+    def _require_native_fp16(self) -> None:
+        """Refuses a provider that would widen half precision to single, and measure that."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        half, shape = TensorProto.FLOAT16, [self._batch, 8, 8, 8]
+        weight = helper.make_tensor("w", half, [8, 8, 3, 3], np.ones(576, np.float16).tobytes(), raw=True)
+        node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+        ends = [helper.make_tensor_value_info(name, half, shape) for name in "xy"]
+        model = helper.make_model(
+            helper.make_graph([node], "probe", ends[:1], ends[1:], [weight]),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            options = _options(self._runtime, self._cores)
+            options.optimized_model_filepath = str(optimised)
+            try:
+                self._runtime.InferenceSession(model.SerializeToString(), options, providers=[self._provider])
+            except Exception as error:
+                raise UsageError(f"{self._provider} cannot run fp16: {error}") from error
+            if any(node.op_type == "Cast" for node in onnx.load(optimised).graph.node):
+                raise UsageError(
+                    f"{self._provider} has no fp16 convolution on this processor: it would compute in fp32 between "
+                    "conversions. Use precision fp32 or int8, or a processor with native half precision."
+                )
 
 
 class OnnxRuntimeSession:
-    """One model with its input and output bound to fixed memory."""
+    """One model with its input and output bound to fixed memory of the device."""
 
-    def __init__(self, model: bytes, *, threads: int, batch: int, input_shape: Shape) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, *, provider: str, cores: tuple[int, ...], input_shape: tuple[int, ...]
+    ) -> None:
         runtime = load_runtime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        self._cores = cores
+        options = _options(runtime, cores)
+        if provider != CPU:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(model.SerializeToString(), options, providers=[provider])
         except Exception as error:  # its exceptions share no base of their own
             raise MeasurementError(f"ONNX Runtime refuses the model: {error}") from error
-        rng = np.random.default_rng(0)
-        self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
-        self._bind(rng.standard_normal((batch, *input_shape), dtype=np.float32))
+        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        self._type = np.float16 if self._input.type == "tensor(float16)" else np.float32
+        images = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32).astype(self._type)
+        try:
+            self._bind(images, MEMORY.get(provider.removesuffix("ExecutionProvider"), "cpu"))
+        except Exception as error:
+            raise MeasurementError(f"ONNX Runtime cannot run the model: {error}") from error
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Output for float32 images of shape ``(batch, channels, height, width)``."""
-        (output,) = self._session.run([self._output], {self._input: np.ascontiguousarray(images, np.float32)})
-        return np.asarray(output)
+        feeds = {self._input.name: np.ascontiguousarray(images, self._type)}
+        (output,) = self._session.run([self._output.name], feeds)
+        return np.asarray(output, np.float32)
 
     def time_ms(self, *, budget_ms: float) -> list[float]:
         """Time of every run, for about ``budget_ms`` and at least ``MIN_RUNS`` runs."""
         run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter_ns
-        for _ in range(WARM_UP_RUNS):
-            run(binding)
         samples: list[float] = []
-        deadline = clock() + int(budget_ms * 1e6)
-        while len(samples) < MIN_RUNS or clock() < deadline:
-            start = clock()
-            run(binding)
-            samples.append((clock() - start) / 1e6)
+        with _pinned(self._cores[:1]):
+            for _ in range(WARM_UP_RUNS):
+                run(binding)
+            deadline = clock() + int(budget_ms * 1e6)
+            while len(samples) < MIN_RUNS or clock() < deadline:
+                start = clock()
+                run(binding)
+                binding.synchronize_outputs()
+                samples.append((clock() - start) / 1e6)
         return samples
 
     def close(self) -> None:
         """Drops the session; ONNX Runtime frees its memory with it."""
         del self._binding, self._session
 
-    def _bind(self, images: np.ndarray) -> None:
+    def _bind(self, images: np.ndarray, memory: str) -> None:
         runtime = load_runtime()
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(self._input, runtime.OrtValue.ortvalue_from_numpy(images))
-        self._session.run_with_iobinding(self._bound_to("cpu"))
+        self._binding.bind_ortvalue_input(self._input.name, runtime.OrtValue.ortvalue_from_numpy(images, memory, 0))
+        self._binding.bind_output(self._output.name, memory)
+        with _pinned(self._cores[:1]):
+            self._session.run_with_iobinding(self._binding)
         (output,) = self._binding.get_outputs()
-        self._binding.bind_ortvalue_output(self._output, output)
+        self._binding.bind_ortvalue_output(self._output.name, output)
 
-    def _bound_to(self, device: str) -> Any:
-        self._binding.bind_output(self._output, device)
-        return self._binding
+
+def _options(runtime: Any, cores: tuple[int, ...]) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = max(1, len(cores))
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    if len(cores) > 1:
+        # The calling thread is the first; the entry lists the others, counted from 1.
+        others = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", others)
+    return options
+
+
+@contextmanager
+def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
+    """Keeps the calling thread on the given cores."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _accelerator_name(provider: str) -> str:
+    """Name of the graphics card for providers that drive one, else of the provider beside the processor."""
+    if MEMORY.get(provider) == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
+    return f"{provider} on {cpu_name()}"
 
 
 def load_runtime() -> Any:

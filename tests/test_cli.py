@@ -81,7 +81,7 @@ def test_onnxruntime_missing(hwnas: Run, small: list[str], tmp_path: Path, monke
 
 
 def test_unknown_space(hwnas: Run, table: Path, tmp_path: Path) -> None:
-    parts = ("unknown space 'tiny-mbcov'", "available: tiny-mbconv", "Did you mean 'tiny-mbconv'?")
+    parts = ("unknown space 'tiny-mbcov'", "available: fbnet, ", "Did you mean 'tiny-mbconv'?")
     hwnas("profile", "--space", "tiny-mbcov", "--output", tmp_path / "t.csv").failed(2, *parts)
     hwnas("search", "--space", "tiny-mbcov", "--table", table, "--output", tmp_path / "run").failed(2, *parts)
     hwnas("table", "check", table, "--space", "tiny-mbcov").failed(2, *parts)
@@ -133,11 +133,11 @@ def test_wrong_usage(hwnas: Run, arguments: list[str], part: str) -> None:
         (["--num-classes", "1"], ["at least 2 classes", "1 classes"]),
         (["--width", "nan"], ["width from 0.1 to 10", "width nan"]),
         (["--device", "gpu"], ["profiler 'onnxruntime' has no device 'gpu'", "cpu"]),
-        (["--precision", "fp16"], ["profiler 'onnxruntime' has no precision 'fp16'", "fp32"]),
+        (["--precision", "fp12"], ["profiler 'onnxruntime' has no precision 'fp12'", "fp32"]),
         (["--batch", "0"], ["batch must be at least 1", "got 0"]),
         (["--threads", "0"], ["threads 1 to", "and 0"]),
-        (["--networks", "2"], ["at least 3 networks and 2 rounds", "got 2 and"]),
-        (["--rounds", "1"], ["at least 3 networks and 2 rounds", " and 1."]),
+        (["--networks", "2"], ["at least 3 networks, 2 rounds and more than 0 minutes", "got 2, 24 and inf."]),
+        (["--rounds", "1"], ["at least 3 networks, 2 rounds and more than 0 minutes", ", 1 and inf."]),
     ],
 )
 def test_profile_refuses_what_it_cannot_measure(

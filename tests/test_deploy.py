@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from hwnas.errors import OutputError, UsageError
-from hwnas.onnx_graph import chain, export_many, export_onnx
+from hwnas.onnx_graph import export_many, export_onnx, join
 from hwnas.ops.blocks import build_op
+from hwnas.ops.wiring import Wired
 from hwnas.plugins import EXPORTERS, available, create_exporter, create_profiler
-from hwnas.space import create_space
+from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.supernet import Network
 from hwnas.testing.contracts import check_exporter
 from hwnas.testing.toys import toy_space
@@ -52,19 +53,27 @@ def test_export_refuses_other_precisions_and_unwritable_paths(tmp_path: Path) ->
         )
 
 
-def test_a_chain_of_exported_operators_is_the_exported_network() -> None:
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        (create_space("tiny-mbconv", resolution=16), [0, 4, 1, 4, 2, 3, 0]),
+        (create_space("nas-bench-201", resolution=16, width=0.5, num_cells=1), [3, 1, 4, 2, 0, 3]),
+        (create_space("nas-bench-macro", resolution=16, width=0.25), [0, 2, 0, 1, 0, 0, 2, 1]),
+    ],
+    ids=["chain", "graph", "strided skips"],
+)
+def test_exported_operators_joined_are_the_exported_network(space: SearchSpace, options: list[int]) -> None:
     torch.manual_seed(0)
-    space = create_space("tiny-mbconv", resolution=16)
-    operators = space.operators(space.architecture([0, 4, 1, 4, 2, 3, 0]))
+    operators = space.operators(space.architecture(options))
     modules = [build_op(s).eval() for s in operators]
     # Running statistics other than 0 and 1, so that wrongly folded batch-norm would show.
     for module in modules:
         for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
             torch.nn.init.normal_(norm.running_mean, std=0.1)  # type: ignore[arg-type]
             torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    joined = chain(export_many(modules, [s.in_shape for s in operators]))
+    joined = join(export_many(modules, [s.in_shape for s in operators]), space.wiring)
     onnx.checker.check_model(joined, full_check=True)
-    network = torch.nn.Sequential(*modules).eval()
+    network = Wired(*modules, wiring=space.wiring).eval()
     whole = export_onnx(network, space.input_shape)
     images = np.random.default_rng(0).standard_normal((1, *space.input_shape), dtype=np.float32)
     with torch.no_grad():

@@ -15,10 +15,21 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ["space", "ops", "latency", "supernet", "search", "recipes"]
 """Each may import itself and those before it."""
 
-SHARED = {"errors", "_version", "files", "plugins", "metrics", "checkpoint", "data", "run", "onnx_graph"}
+SHARED = {
+    "errors",
+    "_version",
+    "files",
+    "plugins",
+    "metrics",
+    "checkpoint",
+    "data",
+    "run",
+    "onnx_graph",
+    "tensorrt_engine",
+}
 """Modules beside the layers that layers may use."""
 
-ABOVE = {"steps", "demo", "cli", "cli_options", "cli_tables", "console", "testing", "__main__"}
+ABOVE = {"steps", "demo", "cli", "cli_options", "cli_profile", "cli_tables", "console", "testing", "__main__"}
 """Modules that no layer may use."""
 
 PLUGIN_PACKAGES = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnxscript", "sklearn"}

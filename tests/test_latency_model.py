@@ -117,7 +117,7 @@ def test_calibration_recovers_an_affine_device_and_reports_no_error() -> None:
     record = calibration_record(space, list(zip(architectures, measured, strict=True)))
     model = LatencyModel.from_table(space, LatencyTable(table.environment, table.entries, {space.fingerprint: record}))
     assert model.error is not None
-    assert model.error.mape < 1e-9
+    assert model.error.mape < 1e-6  # priors on slope and overhead weigh 1e-5 squared (the least noise) against 1
     assert model.baselines is not None
     assert model.baselines["plain sum"].mape > 1
     unseen = space.random(random.Random(99))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -37,7 +38,15 @@ from hwnas.testing.toys import AnalyticProfiler, AnalyticSession, analytic_ms, t
 @pytest.mark.parametrize("name", available(PROFILERS))
 @pytest.mark.parametrize("batch", [1, 3])
 def test_registered_profilers_keep_the_contract(name: str, batch: int) -> None:
-    check_profiler(create_profiler(name, batch=batch))
+    if missing := available(PROFILERS)[name].missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    try:
+        profiler = create_profiler(name, batch=batch)
+    except UsageError as error:
+        if "finds no CUDA device" not in str(error):
+            raise
+        pytest.skip(str(error))
+    check_profiler(profiler)
 
 
 def test_analytic_profiler_keeps_the_contract() -> None:
@@ -220,10 +229,34 @@ def test_a_table_needs_the_right_suffix(tmp_path: Path, name: str) -> None:
         toy_table(toy_space()).save(tmp_path / name)
 
 
+def test_onnxruntime_in_int8_keeps_the_contract() -> None:
+    profiler = create_profiler("onnxruntime", precision="int8")
+    assert profiler.environment().precision == "int8"
+    check_profiler(profiler)
+
+
+def test_onnxruntime_never_calls_widened_half_precision_fp16() -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        check_profiler(create_profiler("onnxruntime", precision="fp16"))
+        return
+    with pytest.raises(UsageError, match="would compute in fp32 between conversions"):
+        create_profiler("onnxruntime", precision="fp16")
+
+
+def test_onnxruntime_with_two_threads_pins_each_and_gives_the_cores_back() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one core only")
+    profiler = create_profiler("onnxruntime", threads=2)
+    assert profiler.environment().details["cores"] == ",".join(map(str, sorted(allowed)[-2:]))
+    check_profiler(profiler)
+    assert os.sched_getaffinity(0) == allowed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "no device 'gpu'; it takes cpu"),
+        ({"device": "CUDA"}, "no device 'CUDA'; the installed package has cpu"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"threads": 10_000}, "threads 1 to"),
         ({"batch": 0}, "batch must be at least 1"),

@@ -104,7 +104,8 @@ def test_profile(
         file.write('{"key": "mbconv k3 e3 s1')  # as if killed in the middle of a line
     visits.unlink()
     hwnas(*sweep).done()
-    assert lines_of(visits) == VISITS - num_kept, "what was measured is not measured again"
+    again = lines_of(visits) - (VISITS - num_kept)
+    assert again in (0, 1), "what was measured is not measured again, but for the reference at the start"
     assert not journal.exists()
 
     whole = tmp_path / "whole.csv"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import csv
 import json
+import os
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,6 +30,8 @@ from hwnas.space import (
 )
 from hwnas.testing.toys import toy_space
 
+SHARED = Path(os.environ.get("HWNAS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_is_consistent(name: str) -> None:
@@ -36,19 +43,34 @@ def test_every_space_is_consistent(name: str) -> None:
         operators = space.operators(architecture)
         assert operators[0].in_shape == space.input_shape
         assert operators[-1].out_shape == (space.num_classes, 1, 1)
-        assert all(a.out_shape == b.in_shape for a, b in itertools.pairwise(operators))
+        for operator, sources in zip(operators, space.wiring, strict=True):
+            assert all(operator.in_shape == (operators[i].out_shape if i >= 0 else space.input_shape) for i in sources)
 
 
-@pytest.mark.parametrize("signature", create_space("tiny-mbconv").signatures(), ids=str)
+ONE_OF_EACH = {
+    (s.op, s.attributes, s.in_shape == s.out_shape): s
+    for name, resolution in (
+        ("tiny-mbconv", 32),
+        ("proxylessnas", 33),
+        ("fbnet", 32),
+        ("nas-bench-macro", 16),
+        ("nas-bench-201", 17),
+    )
+    for s in create_space(name, resolution=resolution, width=0.25).signatures()
+}
+"""Every kind of operator of every space once, at odd sizes too."""
+
+
+@pytest.mark.parametrize("signature", ONE_OF_EACH.values(), ids=str)
 def test_signature_text_round_trip_and_cost_formula(signature: OpSignature) -> None:
     assert OpSignature.parse(str(signature)) == signature
     module = build_op(signature).eval()
-    counted = 0
+    found = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal counted
+        nonlocal found
         per_output = layer.weight[0].numel()  # type: ignore[index, operator]
-        counted += per_output * output[0].numel()  # type: ignore[operator]
+        found += per_output * output[0].numel()  # type: ignore[operator]
 
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -56,8 +78,92 @@ def test_signature_text_round_trip_and_cost_formula(signature: OpSignature) -> N
     out = module(torch.zeros(2, *signature.in_shape))
     assert out.shape[1] == signature.out_shape[0]
     assert tuple(out.shape[2:]) in (signature.out_shape[1:], ())
-    assert counted == macs(signature)
+    assert found == macs(signature)
     assert sum(p.numel() for p in module.parameters()) == parameters(signature)
+
+
+def counted(space: SearchSpace, options: Sequence[int] | Mapping[str, str]) -> tuple[int, int]:
+    """Multiply-adds and parameters of one network."""
+    operators = space.operators(space.architecture(options))
+    return sum(map(macs, operators)), sum(map(parameters, operators))
+
+
+@pytest.mark.parametrize(
+    ("option", "mega_macs", "mega_parameters"),
+    [
+        ("k3_e3", 257.42, 3.192), ("k3_e6", 472.62, 4.685), ("k5_e3", 284.22, 3.276),
+        ("k5_e6", 526.21, 4.852), ("k7_e3", 324.41, 3.401), ("k7_e6", 606.59, 5.103),
+    ],
+)  # fmt: skip
+def test_proxylessnas_uniform_networks(option: str, mega_macs: float, mega_parameters: float) -> None:
+    # Counted by hand from the table of the paper's space.
+    space = create_space("proxylessnas")
+    found = counted(space, dict.fromkeys(space.choice_names, option))
+    assert found == (pytest.approx(mega_macs * 1e6, rel=3e-5), pytest.approx(mega_parameters * 1e6, rel=3e-4))
+
+
+def test_proxylessnas_size_and_smallest_network() -> None:
+    space = create_space("proxylessnas")
+    assert space.size == 6**6 * 7**15
+    smallest = {c.name: "skip" if "skip" in c.options else "k3_e3" for c in space.choices}
+    assert counted(space, smallest) == (pytest.approx(102.53e6, rel=1e-4), pytest.approx(2.155e6, rel=1e-3))
+
+
+FBNETS = {
+    # Layers in order as kernel_expansion[_g2], s for skip; channels of the head; million multiply-adds as released,
+    # where blocks of expansion 1 have no first convolution, and with it.
+    "A": ("s k3_3 k3_1 s s k5_6 k3_3 k5_1 k3_3 k5_6 k5_3 k5_1_g2 k5_6 k3_6 k5_1_g2 k5_3 k3_1_g2 k5_6 k5_6 k5_3 k5_6"
+          " k5_6", 1504, 244.45, 249.92),
+    "B": ("k3_1 k3_6 k5_1 k3_1 k3_1 k5_6 k5_3 k3_6 k5_6 k5_6 k5_6 s k5_3 k5_6 k3_1 k5_1 k5_3 k5_6 k5_1 k5_6 k5_6"
+          " k3_6", 1984, 291.00, 306.21),
+    "C": ("k3_1 k3_6 s k3_1 k3_1 k5_6 k5_3 k5_6 k3_6 k5_6 k5_3 k5_6 k5_6 k5_6 k5_6 k5_6 k5_3 k5_6 k5_6 k5_6 k5_6"
+          " k3_6", 1984, 378.14, 384.96),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FBNETS)
+def test_released_fbnets(name: str) -> None:
+    layers, head, released, kept = FBNETS[name]
+    space = create_space("fbnet", head=head)
+    assert space.size == 9**22
+    options = ["skip" if layer == "s" else layer.replace("_", "_e", 1) for layer in layers.split()]
+    operators = space.operators(space.architecture(dict(zip(space.choice_names, options, strict=True))))
+    without = [replace(s, attributes=tuple(a for a in s.attributes if a[0] != "expand")) for s in operators]
+    assert sum(map(macs, operators)) == pytest.approx(kept * 1e6, rel=3e-5)
+    assert sum(map(macs, without)) == pytest.approx(released * 1e6, rel=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("digit", "expected"), [(0, (7_713_280, 387_882)), (1, (53_246_464, 1_588_874)), (2, (105_660_928, 2_932_586))]
+)
+def test_nas_bench_macro_uniform_networks(digit: int, expected: tuple[int, int]) -> None:
+    # Published with the benchmark.
+    space = create_space("nas-bench-macro")
+    assert space.size == 6561
+    assert counted(space, [digit] * 8) == expected
+
+
+def test_nas_bench_macro_costs_of_every_network() -> None:
+    path = SHARED / "nas-bench-macro" / "nas_bench_macro.csv"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    space = create_space("nas-bench-macro")
+    costs = [[np.asarray([cost(s) for s in layer.signatures]) for layer in space.layers] for cost in (macs, parameters)]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == space.size
+    codes = np.asarray([[0, *map(int, row["arch"]), 0, 0] for row in rows])  # stem, head and classifier are fixed
+    for column, layers in zip(("macs", "params"), costs, strict=True):
+        total = sum(layer[codes[:, i]] for i, layer in enumerate(layers))
+        assert total.tolist() == [int(row[column]) for row in rows]
+
+
+def test_nas_bench_201_uniform_networks() -> None:
+    # Published: 1.531546 M parameters of the network of 3x3 convolutions, 0.073306 M of skips.
+    space = create_space("nas-bench-201")
+    assert space.size == 5**6
+    for option, expected in (("nor_conv_3x3", 1_531_546), ("skip_connect", 73_306)):
+        assert counted(space, dict.fromkeys(space.choice_names, option))[1] == expected
 
 
 def test_tiny_mbconv_size() -> None:
@@ -139,6 +245,10 @@ def test_inconsistent_spaces_are_refused() -> None:
         build(LayerSpec("a", (conv,), ("x",)), choices=(Choice("x", ("p", "q")),))
     with pytest.raises(SpaceError, match="expects another shape"):
         build(LayerSpec("a", (other,)))
+    with pytest.raises(SpaceError, match="takes its input from 'b', which no earlier layer is"):
+        build(LayerSpec("a", (conv,), inputs=("b",)))
+    with pytest.raises(SpaceError, match=r"'b' gets \(8, 8, 8\) but"):
+        build(LayerSpec("a", (conv,)), LayerSpec("b", (conv,), inputs=("a",)))
     with pytest.raises(SpaceError, match="distinct options"):
         Choice("x", ("p", "p"))
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import MissingChoiceError, UnsupportedSpaceError
-from hwnas.space import Choice, LayerSpec, OpSignature, SearchSpace
+from hwnas.ops.blocks import build_op
+from hwnas.ops.wiring import feed
+from hwnas.space import Choice, LayerSpec, OpSignature, SearchSpace, create_space
 from hwnas.supernet.gates import Gate, one_hot_gates
 from hwnas.supernet.mixed_op import MixedOp, frozen_batchnorm
 from hwnas.supernet.supernet import Supernet, extract, recalibrate_batchnorm
@@ -37,6 +39,30 @@ def test_extracted_network_equals_one_hot_supernet_bit_for_bit(
         assert network.training == training
         expected = supernet(images, one_hot_gates(supernet.space, architecture))
         assert torch.equal(network(images), expected)
+
+
+@pytest.mark.parametrize("name", ["nas-bench-201", "nas-bench-macro", "fbnet"])
+def test_extraction_is_exact_in_spaces_that_are_no_simple_chain_of_mbconv(name: str) -> None:
+    torch.manual_seed(0)
+    space = create_space(name, resolution=16, width=0.25, num_classes=5)
+    supernet, images = Supernet(space).eval(), torch.randn(2, 3, 16, 16)
+    for architecture in space.distinct(3, seed=0):
+        expected = supernet(images, one_hot_gates(space, architecture))
+        assert expected.shape == (2, 5)
+        assert torch.equal(extract(supernet, architecture)(images), expected)
+
+
+def test_a_cell_adds_up_its_edges() -> None:
+    # skip on 0->1, 1->3 and none elsewhere leaves the identity; skip on all edges gives
+    # node1 = x, node2 = x + node1 = 2x, node3 = x + node1 + node2 = 4x.
+    space = create_space("nas-bench-201", resolution=16, num_cells=1)
+    cell = [layer for layer in space.layers if layer.name.startswith("stage1_cell1")]
+    wiring = ((-1,), (-1,), (0,), (-1,), (0,), (1, 2), (3, 4, 5))
+    assert tuple(tuple(i - 1 for i in sources) for sources in space.wiring[1:7]) == wiring[:6]
+    x = torch.randn(1, 16, 16, 16)
+    for options, factor in (((1, 0, 0, 0, 1, 0), 1.0), ((1, 1, 1, 1, 1, 1), 4.0)):
+        edges = [build_op(layer.signatures[option]) for layer, option in zip(cell, options, strict=True)]
+        assert torch.equal(feed([*edges, nn.Identity()], x, wiring), factor * x)
 
 
 def test_extracted_network_shares_no_memory(supernet: Supernet) -> None:

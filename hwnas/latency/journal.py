@@ -16,6 +16,9 @@ from hwnas.latency.environment import Environment
 
 FORMAT = "hwnas-sweep-journal-1"
 
+JOURNAL = ".partial.jsonl"
+"""Ending of the journal beside a table."""
+
 
 class Journal:
     """Append-only JSON lines beside the table; a line cut short by a crash is dropped on the next start.
@@ -42,7 +45,7 @@ class Journal:
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8")
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror}. Choose an output in a folder you can write to."
@@ -65,9 +68,9 @@ class Journal:
         return visit in self.samples[key] or key in self.failures
 
     def add(self, key: str, visit: int, samples_ms: list[float]) -> None:
-        """Records one visit durably."""
+        """Records one visit durably; a second one of the same number is added to the first."""
         rounded = [round(sample, 6) for sample in samples_ms]  # nanoseconds; the same numbers after a resume
-        self.samples[key][visit] = rounded
+        self.samples[key].setdefault(visit, []).extend(rounded)
         self._write({"key": key, "visit": visit, "ms": rounded})
 
     def fail(self, key: str, error: str) -> None:
@@ -86,19 +89,20 @@ class Journal:
             raise RunError(f"another sweep is writing {self.path}. Wait for it, or choose another output.") from error
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line).encode() + b"\n"
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}. Free some space and resume.") from error
 
     def _read(self) -> None:
         self._file.seek(0)
-        text = self._file.read()
-        whole = text[: text.rfind("\n") + 1]
+        text = self._file.readall()
+        whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):
-            self._file.truncate(len(whole.encode()))
+            self._file.truncate(len(whole))
         lines = [self._parsed(line, number) for number, line in enumerate(whole.splitlines(), start=1)]
         if not lines:
             self._write({"format": FORMAT, "environment": self._environment.to_dict(), "plan": self._plan})
@@ -108,9 +112,9 @@ class Journal:
             if "failed" in line:
                 self.failures[line["key"]] = line["failed"]
             else:
-                self.samples[line["key"]][line["visit"]] = line["ms"]
+                self.samples[line["key"]].setdefault(line["visit"], []).extend(line["ms"])
 
-    def _parsed(self, line: str, number: int) -> dict[str, Any]:
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             return dict(json.loads(line))
         except (ValueError, TypeError) as error:
@@ -129,3 +133,16 @@ class Journal:
                 f"{self.path} is an interrupted sweep from another environment: {'; '.join(differences)}. "
                 f"{self._remedy}"
             )
+
+
+def record_failure(path: Path, key: str, error: str) -> None:
+    """Adds to the journal of a sweep that died that an item cannot be measured.
+
+    A line that the death cut short is dropped first.
+    """
+    with path.open("r+b") as file:
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(json.dumps({"key": key, "failed": error}).encode() + b"\n")
+        os.fsync(file.fileno())

@@ -35,15 +35,20 @@ def measure(
     Raises:
         MeasurementError: The device refuses or cannot time the model.
     """
-    if isinstance(model, nn.Module) and profiler.consumes == "onnx":
-        from hwnas.onnx_graph import export_onnx
-
-        model = export_onnx(model, input_shape, batch=profiler.environment().batch).SerializeToString()
-    session = profiler.prepare(model, input_shape)
+    session = profiler.prepare(as_consumed(model, input_shape, profiler), input_shape)
     try:
         return summarise(time_rounds(session, limit_ms=limit_ms))
     finally:
         session.close()
+
+
+def as_consumed(model: bytes | nn.Module, input_shape: Shape, profiler: Profiler) -> bytes | nn.Module:
+    """The model as a profiler takes it: a module is exported for one that takes ONNX."""
+    if isinstance(model, bytes) or profiler.consumes == "module":
+        return model
+    from hwnas.onnx_graph import export_onnx
+
+    return bytes(export_onnx(model, input_shape, batch=profiler.environment().batch).SerializeToString())
 
 
 def time_rounds(session: Session, *, limit_ms: float = float("inf")) -> list[list[float]]:

@@ -24,6 +24,7 @@ from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
 from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs
+from hwnas.space.cost import has_cost
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +70,7 @@ class LatencyTable:
         import pandas
 
         described = [
-            {"signature": str(s), "op": s.op, "stride": s.stride, "macs": macs(s), **dict(s.attributes), **asdict(m)}
+            {"signature": str(s), "op": s.op, "stride": s.stride, "macs": _macs(s), **dict(s.attributes), **asdict(m)}
             for s, m in self.entries.items()
         ]
         return pandas.DataFrame(described)
@@ -274,9 +275,14 @@ def _parse_row(row: list[str]) -> tuple[OpSignature, Measurement]:
 
 def _check_unit(path: Path, entries: Mapping[OpSignature, Measurement]) -> None:
     usable = [(signature, m.ms) for signature, m in entries.items() if m.usable]
-    too_fast = [signature for signature, ms in usable if ms < FASTEST_MS or macs(signature) / ms > MOST_MACS_PER_MS]
+    too_fast = [signature for signature, ms in usable if ms < FASTEST_MS or _macs(signature) / ms > MOST_MACS_PER_MS]
     if len(too_fast) * 2 > len(usable):
         raise UnitError(
             f"{path}: {len(too_fast)} of {len(usable)} latencies are faster than any device (first: {too_fast[0]}, "
             f"{entries[too_fast[0]].ms:g} ms). Are they in seconds? Expected milliseconds; multiply them by 1000."
         )
+
+
+def _macs(signature: OpSignature) -> float:
+    """Multiply-adds of one image; NaN for an operator of another project that has no formula here."""
+    return macs(signature) if has_cost(signature) else math.nan

@@ -3,7 +3,7 @@
 from hwnas.space.architecture import Architecture
 from hwnas.space.cost import macs, parameters
 from hwnas.space.library import SPACES, create_space
-from hwnas.space.search_space import Choice, LayerSpec, SearchSpace
+from hwnas.space.search_space import Choice, LayerSpec, SearchSpace, Wiring, chained
 from hwnas.space.signature import SIGNATURE_VERSION, OpSignature, Shape
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "OpSignature",
     "SearchSpace",
     "Shape",
+    "Wiring",
+    "chained",
     "create_space",
     "macs",
     "parameters",

@@ -25,13 +25,23 @@ def parameters(signature: OpSignature) -> int:
     return _cost(signature)[1]
 
 
+def has_cost(signature: OpSignature) -> bool:
+    """Whether there is a formula; operators of an imported table may have none."""
+    return signature.op in _COSTS
+
+
 def expanded_channels(signature: OpSignature) -> int:
     """Hidden width of an inverted residual."""
     return signature.in_shape[0] * signature.attribute("e", 1)
 
 
+def expands(signature: OpSignature) -> bool:
+    """Whether an inverted residual starts with a 1x1 convolution."""
+    return signature.attribute("e", 1) != 1 or ("expand", "always") in signature.attributes
+
+
 def _cost(signature: OpSignature) -> Cost:
-    if signature.op not in _COSTS:
+    if not has_cost(signature):
         raise UnknownNameError.among("operator", signature.op, _COSTS)
     return _COSTS[signature.op](signature)
 
@@ -45,7 +55,7 @@ def _conv(signature: OpSignature) -> Cost:
 def _mbconv(signature: OpSignature) -> Cost:
     (c_in, h_in, w_in), (c_out, h_out, w_out) = signature.in_shape, signature.out_shape
     hidden, groups = expanded_channels(signature), signature.attribute("g", 1)
-    expand = c_in * hidden // groups if hidden != c_in or groups > 1 else 0
+    expand = c_in * hidden // groups if expands(signature) else 0
     depthwise = hidden * signature.attribute("k") ** 2
     project = hidden * c_out // groups
     norms = 2 * ((hidden if expand else 0) + hidden + c_out)
@@ -53,17 +63,32 @@ def _mbconv(signature: OpSignature) -> Cost:
 
 
 def _skip(signature: OpSignature) -> Cost:
+    return (0, 0) if signature.in_shape == signature.out_shape else _conv(signature)
+
+
+def _none(signature: OpSignature) -> Cost:
     return 0, 0
 
 
+def _resblock(signature: OpSignature) -> Cost:
+    (c_in, _, _), (c_out, height, width) = signature.in_shape, signature.out_shape
+    convolutions = c_in * c_out * 9 + c_out * c_out * 9 + c_in * c_out
+    return convolutions * height * width, convolutions + 4 * c_out
+
+
 def _classifier(signature: OpSignature) -> Cost:
-    weights = signature.in_shape[0] * signature.out_shape[0]
-    return weights, weights + signature.out_shape[0]
+    channels, classes = signature.in_shape[0], signature.out_shape[0]
+    norm = 2 * channels if ("pre", "norm") in signature.attributes else 0
+    return channels * classes, channels * classes + classes + norm
 
 
 _COSTS: dict[str, Callable[[OpSignature], Cost]] = {
+    "avg_pool": _none,
     "classifier": _classifier,
     "conv": _conv,
     "mbconv": _mbconv,
+    "none": _none,
+    "relu_conv": _conv,
+    "resblock": _resblock,
     "skip": _skip,
 }

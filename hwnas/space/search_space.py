@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from hwnas.errors import ArchitectureError, SpaceError
@@ -36,16 +37,27 @@ class LayerSpec:
         name: Unique in the space.
         signatures: Row-major over the options of ``choices``; a fixed layer has exactly one.
         choices: Names of the choices this layer depends on; none for a fixed layer.
+        inputs: Names of earlier layers whose outputs are added up to its input; none for the layer before it.
     """
 
     name: str
     signatures: tuple[OpSignature, ...]
     choices: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+
+Wiring = tuple[tuple[int, ...], ...]
+"""Per layer, positions of the layers whose outputs are added up to its input; -1 for the image."""
+
+
+def chained(num_layers: int) -> Wiring:
+    """The wiring of layers that follow one another."""
+    return tuple((i - 1,) for i in range(num_layers))
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Ordered choices plus a chain of layers; walked by profiler, supernet, cost model and derivation.
+    """Ordered choices plus layers that feed one another; walked by profiler, supernet, cost model and derivation.
 
     Args:
         name: Registered name, or one of your own.
@@ -57,7 +69,7 @@ class SearchSpace:
 
     Raises:
         SpaceError: Names repeat, a layer names an unknown choice or has the wrong number of operators,
-            or consecutive layers disagree about their shapes.
+            takes its input from a layer that does not come before it, or gets another shape than it expects.
     """
 
     name: str
@@ -73,8 +85,8 @@ class SearchSpace:
             raise SpaceError(f"space '{self.name}' repeats a choice name.")
         if len({layer.name for layer in self.layers}) != len(self.layers):
             raise SpaceError(f"space '{self.name}' repeats a layer name.")
-        shape: Shape = self.input_shape
-        for layer in self.layers:
+        shapes: list[Shape] = []
+        for layer, sources in zip(self.layers, self.wiring, strict=True):
             unknown = [name for name in layer.choices if name not in by_name]
             if unknown:
                 raise SpaceError(f"layer '{layer.name}' depends on unknown choice '{unknown[0]}'.")
@@ -83,10 +95,24 @@ class SearchSpace:
                 raise SpaceError(
                     f"layer '{layer.name}' has {len(layer.signatures)} operators; its choices need {expected}."
                 )
-            for signature in layer.signatures:
-                if len(layer.choices) < 2 and signature.in_shape != shape:
-                    raise SpaceError(f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape.")
-            shape = layer.signatures[0].out_shape
+            for shape in (self.input_shape if i < 0 else shapes[i] for i in sources):
+                for signature in layer.signatures:
+                    if len(layer.choices) < 2 and signature.in_shape != shape:
+                        raise SpaceError(f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape.")
+            shapes.append(layer.signatures[0].out_shape)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Where every layer takes its input from."""
+        known: dict[str, int] = {}
+        wiring = []
+        for position, layer in enumerate(self.layers):
+            late = [name for name in layer.inputs if name not in known]
+            if late:
+                raise SpaceError(f"layer '{layer.name}' takes its input from '{late[0]}', which no earlier layer is.")
+            wiring.append(tuple(known[name] for name in layer.inputs) or (position - 1,))
+            known[layer.name] = position
+        return tuple(wiring)
 
     def choice(self, name: str) -> Choice:
         """The choice of that name."""
@@ -110,12 +136,14 @@ class SearchSpace:
     @property
     def fingerprint(self) -> str:
         """Short hash of everything that decides what networks the space holds."""
-        described = {
+        described: dict[str, Any] = {
             "input": self.input_shape,
             "classes": self.num_classes,
             "choices": [(choice.name, choice.options) for choice in self.choices],
             "layers": [(layer.name, layer.choices, [str(s) for s in layer.signatures]) for layer in self.layers],
         }
+        if self.wiring != chained(len(self.layers)):
+            described["wiring"] = self.wiring
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
     def signatures(self) -> tuple[OpSignature, ...]:

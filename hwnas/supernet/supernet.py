@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import MissingChoiceError, UnsupportedSpaceError
 from hwnas.ops.blocks import build_op
+from hwnas.ops.wiring import Wired, feed
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet.gates import Gates
 from hwnas.supernet.mixed_op import MixedOp
@@ -20,7 +22,7 @@ class Supernet(nn.Module):
     """Every candidate of a space with shared weights; owns no architecture parameters.
 
     Args:
-        space: A chain whose layers depend on at most one choice each.
+        space: Its layers depend on at most one choice each.
 
     Raises:
         UnsupportedSpaceError: A layer depends on several choices.
@@ -52,24 +54,21 @@ class Supernet(nn.Module):
         Raises:
             MissingChoiceError: A choice has no gate.
         """
-        for layer in self.space.layers:
-            module = self.layers[layer.name]
-            if not layer.choices:
-                x = module(x)
-            elif layer.choices[0] in gates:
-                x = module(x, gates[layer.choices[0]])
-            else:
-                raise MissingChoiceError(
-                    f"choice '{layer.choices[0]}' has no gate; given: {', '.join(gates) or 'none'}."
-                )
-        return x
+        missing = [name for name in self.space.choice_names if name not in gates]
+        if missing:
+            raise MissingChoiceError(f"choice '{missing[0]}' has no gate; given: {', '.join(gates) or 'none'}.")
+        gated = [
+            partial(self.layers[layer.name], gate=gates[layer.choices[0]]) if layer.choices else self.layers[layer.name]
+            for layer in self.space.layers
+        ]
+        return feed(gated, x, self.space.wiring)
 
 
-class Network(nn.Sequential):
+class Network(Wired):
     """The network of one architecture: its operators in order, named like the layers of the space."""
 
     def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
-        super().__init__()
+        super().__init__(wiring=space.wiring)
         self.space, self.architecture = space, architecture
         for layer, signature in zip(space.layers, space.operators(architecture), strict=True):
             self.add_module(layer.name, build_op(signature))

@@ -6,10 +6,19 @@ import inspect
 from collections.abc import Callable
 
 from hwnas.errors import UnknownNameError, UsageError
-from hwnas.space.library.mbconv import tiny_mbconv
+from hwnas.space.library.fbnet import fbnet, fbnet_cifar
+from hwnas.space.library.mbconv import proxylessnas, tiny_mbconv
+from hwnas.space.library.nas_bench import nas_bench_201, nas_bench_macro
 from hwnas.space.search_space import SearchSpace
 
-SPACES: dict[str, Callable[..., SearchSpace]] = {"tiny-mbconv": tiny_mbconv}
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "fbnet": fbnet,
+    "fbnet-cifar": fbnet_cifar,
+    "nas-bench-201": nas_bench_201,
+    "nas-bench-macro": nas_bench_macro,
+    "proxylessnas": proxylessnas,
+    "tiny-mbconv": tiny_mbconv,
+}
 
 
 def create_space(name: str, **options: float) -> SearchSpace:

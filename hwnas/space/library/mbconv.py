@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwnas.errors import UsageError
-from hwnas.space.search_space import Choice, LayerSpec, SearchSpace
+from hwnas.space.library.chain import Candidates, Stage, chain_space, check_size, make_divisible
+from hwnas.space.search_space import SearchSpace
 from hwnas.space.signature import OpSignature, Shape
-
-Stage = tuple[int, int, int]
-"""Output channels, number of layers, stride of the first layer."""
 
 
 def tiny_mbconv(*, resolution: int = 32, num_classes: int = 10, width: float = 1.0) -> SearchSpace:
@@ -34,80 +31,76 @@ def tiny_mbconv(*, resolution: int = 32, num_classes: int = 10, width: float = 1
     Source:
         The layout of ProxylessNAS, arXiv 1812.00332, section 4 and appendix, cut down to 32x32 images.
     """
-    stages = ((24, 2, 1), (40, 3, 2), (80, 2, 2))
-    return _chain(
+    options = {"resolution": resolution, "num_classes": num_classes, "width": width}
+    check_size("tiny-mbconv", resolution=resolution, num_classes=num_classes, width=width)
+    stem = OpSignature.create("conv", (3, resolution, resolution), make_divisible(16 * width), stride=2, k=3)
+    return chain_space(
         "tiny-mbconv",
-        stages,
-        stem=16,
-        head=160,
-        kernels=(3, 5),
-        expansions=(3, 6),
-        resolution=resolution,
+        [("stem", stem)],
+        (Stage(24, 2), Stage(40, 3, 2), Stage(80, 2, 2)),
+        mbconv_candidates((3, 5), (3, 6)),
+        160,
         num_classes=num_classes,
         width=width,
+        options=options,
+        activation={},
     )
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Nearest multiple of ``divisor``, never below it and never below 90 % of ``channels``.
+def proxylessnas(*, resolution: int = 224, num_classes: int = 1000, width: float = 1.0) -> SearchSpace:
+    """ProxylessNAS: 21 searched layers, MBConv k{3,5,7} x e{3,6}, or no block where shapes allow it.
+
+    ====== ============ ======== ====== =========
+    input  operator     channels layers stride
+    ====== ============ ======== ====== =========
+    224    conv 3x3     32       1      2
+    112    MBConv k3 e1 16       1      1
+    112    choice       24       4      2
+    56     choice       40       4      2
+    28     choice       80       4      2
+    14     choice       96       4      1
+    14     choice       192      4      2
+    7      choice       320      1      1
+    7      conv 1x1     1280     1      1
+    7      classifier   classes  1      -
+    ====== ============ ======== ====== =========
+
+    Args:
+        resolution: Height and width of the input, at least 16.
+        num_classes: Outputs of the classifier, at least 2.
+        width: Multiplier of every channel count, rounded to multiples of 8.
 
     Source:
-        MobileNetV2, arXiv 1801.04381, released code.
+        ProxylessNAS, arXiv 1812.00332, section 4 and appendix; widths of the released search code.
     """
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
-
-
-def _chain(
-    name: str,
-    stages: Sequence[Stage],
-    *,
-    stem: int,
-    head: int,
-    kernels: Sequence[int],
-    expansions: Sequence[int],
-    resolution: int,
-    num_classes: int,
-    width: float,
-) -> SearchSpace:
-    if resolution < 16 or num_classes < 2 or not 0.1 <= width <= 10:
-        raise UsageError(
-            f"space '{name}' needs resolution >= 16, at least 2 classes and a width from 0.1 to 10; "
-            f"got resolution {resolution}, {num_classes} classes, width {width}."
-        )
-    input_shape: Shape = (3, resolution, resolution)
-    stem_op = OpSignature.create("conv", input_shape, make_divisible(stem * width), stride=2, k=3)
-    layers, choices, shape = [LayerSpec("stem", (stem_op,))], [], stem_op.out_shape
-    for stage, (channels, count, stride) in enumerate(stages, start=1):
-        for index in range(count):
-            layer_name = f"stage{stage}_layer{index + 1}"
-            options = _options(
-                shape, make_divisible(channels * width), stride if index == 0 else 1, kernels, expansions
-            )
-            choices.append(Choice(layer_name, tuple(options)))
-            layers.append(LayerSpec(layer_name, tuple(options.values()), (layer_name,)))
-            shape = layers[-1].signatures[0].out_shape
-    head_op = OpSignature.create("conv", shape, make_divisible(head * width), k=1)
-    classifier = OpSignature("classifier", head_op.out_shape, (num_classes, 1, 1))
-    layers += [LayerSpec("head", (head_op,)), LayerSpec("classifier", (classifier,))]
-    return SearchSpace(
-        name,
-        input_shape,
-        num_classes,
-        tuple(choices),
-        tuple(layers),
-        {"resolution": resolution, "num_classes": num_classes, "width": width},
+    options = {"resolution": resolution, "num_classes": num_classes, "width": width}
+    check_size("proxylessnas", resolution=resolution, num_classes=num_classes, width=width)
+    stem = OpSignature.create("conv", (3, resolution, resolution), make_divisible(32 * width), stride=2, k=3)
+    first = OpSignature.create("mbconv", stem.out_shape, make_divisible(16 * width), k=3, e=1)
+    return chain_space(
+        "proxylessnas",
+        [("stem", stem), ("first", first)],
+        (Stage(24, 4, 2), Stage(40, 4, 2), Stage(80, 4, 2), Stage(96, 4), Stage(192, 4, 2), Stage(320, 1)),
+        mbconv_candidates((3, 5, 7), (3, 6)),
+        1280,
+        num_classes=num_classes,
+        width=width,
+        options=options,
+        activation={},
     )
 
 
-def _options(
-    shape: Shape, channels: int, stride: int, kernels: Sequence[int], expansions: Sequence[int]
-) -> dict[str, OpSignature]:
-    same = stride == 1 and shape[0] == channels
-    residual = {"r": 1} if same else {}
-    options = {
-        f"k{k}_e{e}": OpSignature.create("mbconv", shape, channels, stride=stride, k=k, e=e, **residual)
-        for k in kernels
-        for e in expansions
-    }
-    return options | ({"skip": OpSignature.create("skip", shape, channels)} if same else {})
+def mbconv_candidates(kernels: Sequence[int], expansions: Sequence[int]) -> Candidates:
+    """Every kernel with every expansion; ``skip``, no block at all, where input and output agree."""
+
+    def candidates(shape: Shape, channels: int, stride: int) -> dict[str, OpSignature]:
+        same = stride == 1 and shape[0] == channels
+        residual = {"r": 1} if same else {}
+        options = {
+            f"k{k}_e{e}": OpSignature.create("mbconv", shape, channels, stride=stride, k=k, e=e, **residual)
+            for k in kernels
+            for e in expansions
+        }
+        return options | ({"skip": OpSignature.create("skip", shape, channels)} if same else {})
+
+    return candidates

@@ -1,0 +1,145 @@
+"""Every check that needs a GPU, in one command of less than nine minutes.
+
+Each part runs in a process of its own under a time limit, so that one that hangs or crashes costs only itself.
+
+    pip install --no-deps --no-build-isolation --editable .
+    python benchmarks/gpu.py                 # writes tables, gpu.json and gpu.log to $OUT, or to runs/gpu
+    python benchmarks/gpu.py --parts tables
+    python benchmarks/gpu.py --dry-run       # the same steps on this processor and the toy space
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hwnas
+from hwnas.errors import HwnasError
+from hwnas.latency.measure import measure
+from hwnas.ops.blocks import build_op
+from hwnas.space import OpSignature
+from hwnas.testing.contracts import check_profiler
+from hwnas.testing.toys import toy_space
+
+ROOT = Path(__file__).parent.parent
+TESTS = ["tests/test_profilers_gpu.py", "tests/test_profilers_tensorrt.py"]
+BLOCK = OpSignature.parse("mbconv k5 e6 r1 s1 40x28x28 -> 40x28x28")
+
+Row = tuple[str, str]
+"""What was checked, and what came of it."""
+
+
+def correctness(dry: bool, out: Path) -> Iterator[Row]:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-W", "default", *TESTS]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(ended.stdout)
+    # Status 5: nothing was selected.
+    yield "pytest -m gpu", f"{ended.stdout.strip().splitlines()[-1]} (status {ended.returncode})"
+    if ended.returncode:
+        raise HwnasError("a test failed")
+
+
+def modes(dry: bool, out: Path) -> Iterator[Row]:
+    device = "cpu" if dry else "cuda"
+    module = build_op(BLOCK).eval()
+    images = np.random.default_rng(0).standard_normal((1, *BLOCK.in_shape), dtype=np.float32)
+    with torch.no_grad():
+        exact = module.double()(torch.from_numpy(images).double()).numpy()
+    module.float()
+    for mode in ["eager"] if dry else ["eager", "compile", "cuda-graph"]:
+        for precision in ["fp32", "bf16"] if dry else ["fp32", "tf32", "fp16", "bf16"]:
+            profiler = hwnas.create_profiler("torch", device=device, mode=mode, precision=precision)
+            if precision == "fp32":
+                check_profiler(profiler)
+            session = profiler.prepare(module, BLOCK.in_shape)
+            error = np.abs(session.run(images) - exact).max() / np.abs(exact).max()
+            session.close()
+            timed = measure(profiler, module, BLOCK.in_shape)
+            yield f"torch {mode} {precision}", f"{timed.ms:.4f} ms, spread {timed.spread:.1%}, error {error:.1e}"
+
+
+def tables(dry: bool, out: Path) -> Iterator[Row]:
+    space = toy_space() if dry else hwnas.create_space("proxylessnas")
+    options = {"mode": "eager"} if dry else {"device": "cuda", "mode": "cuda-graph", "precision": "fp16"}
+    profiler = hwnas.create_profiler("torch", **options)
+    start = time.monotonic()
+    table = hwnas.profile(
+        space, profiler, output=out / "torch.csv", **({"num_networks": 4, "num_rounds": 3} if dry else {"minutes": 3})
+    )
+    failed = [str(s) for s, entry in table.entries.items() if not entry.usable]
+    yield "table", f"{table.environment}: {len(table.entries)} operators in {time.monotonic() - start:.0f} s"
+    yield "failed operators", ", ".join(failed) or "none"
+    yield "held-out error", str(hwnas.LatencyModel.from_table(space, table).error)
+
+
+PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
+    "correctness": (correctness, 170),
+    "modes": (modes, 120),
+    "tables": (tables, 230),
+}
+"""Name -> function and time limit in seconds."""
+
+
+def in_process(name: str, dry: bool, out: Path) -> list[Row]:
+    """Runs a part in a process of its own; what it found before it failed is kept."""
+    found = out / f"{name}.rows"
+    found.unlink(missing_ok=True)
+    command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--dry-run"] if dry else [])]
+    with (out / "gpu.log").open("a") as log:
+        try:
+            code = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=PARTS[name][1],
+                env={**os.environ, "OUT": str(out)},
+            ).returncode
+            ending = [] if code == 0 else [(name, f"FAILED with status {code}; see gpu.log")]
+        except subprocess.TimeoutExpired:
+            ending = [(name, f"FAILED: not done in {PARTS[name][1]} s")]
+    rows = [tuple(json.loads(line)) for line in found.read_text().splitlines()] if found.exists() else []
+    found.unlink(missing_ok=True)
+    return rows + ending
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    out = Path(os.environ.get("OUT", "runs/gpu"))
+    out.mkdir(parents=True, exist_ok=True)
+
+    if arguments.inside:
+        with (out / f"{arguments.inside}.rows").open("w") as file:
+            for row in PARTS[arguments.inside][0](arguments.dry_run, out):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+        return
+    unknown = set(parts := arguments.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown part '{min(unknown)}'; choose from {', '.join(PARTS)}")
+    found = {name: in_process(name, arguments.dry_run, out) for name in parts}
+    device = "dry run on the processor" if arguments.dry_run else torch.cuda.get_device_name()
+    heading = f"{datetime.date.today()} {device}, torch {torch.__version__}"
+    (out / "gpu.json").write_text(json.dumps({"heading": heading, "parts": found}, indent=1))
+    print(heading)  # noqa: T201
+    for rows in found.values():
+        for what, result in rows:
+            print(f"{what:24s} {result}")  # noqa: T201
+    sys.exit(any("FAILED" in result for rows in found.values() for _, result in rows))
+
+
+if __name__ == "__main__":
+    main()

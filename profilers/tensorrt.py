@@ -1,0 +1,224 @@
+"""TensorRT engines on a CUDA device: classic TensorRT 10 and 11, and TensorRT for RTX."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from hwnas.errors import MeasurementError, UsageError
+from hwnas.latency.environment import Environment, host_details
+from hwnas.tensorrt_engine import CLASSIC, RTX, EngineBuilder, Flavour, logger
+
+from .cuda import capture, cuda_device, device_details, device_name, repeats_for, side_stream, time_on_stream
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hwnas.space import Shape
+
+PRECISIONS = ("fp32", "tf32", "fp16", "int8")
+MODES = ("enqueue", "cuda-graph")
+
+DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8}
+
+
+class TensorRTProfiler:
+    """Engines of classic TensorRT, built on the device and run by enqueuing or by replaying a CUDA graph.
+
+    The profiler takes fp32 graphs and converts them; int8 inserts Q/DQ nodes. Without TensorRT or without a CUDA
+    device it fails; nothing else runs in its place. Kernel times are kept from one operator to the next, in memory.
+
+    Args:
+        device: ``cuda`` (if not given) or ``cuda:N``.
+        precision: ``fp32`` (IEEE), ``tf32``, ``fp16`` or ``int8``.
+        batch: Images per run.
+        threads: A CUDA device has none; 0 or 1 is taken.
+        mode: ``enqueue`` (launched by the host kernel by kernel) or ``cuda-graph``.
+        workspace_mib: Scratch memory that an engine may use, if limited; text too, as a table's sidecar holds it.
+
+    Raises:
+        UsageError: A value this target cannot measure, or no such device here.
+        MissingPackageError: TensorRT is not installed; names the extra that installs it.
+    """
+
+    consumes: Literal["onnx"] = "onnx"
+    flavour: ClassVar[Flavour] = CLASSIC
+
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        precision: str = "fp32",
+        batch: int = 1,
+        threads: int = 1,
+        mode: str = "enqueue",
+        workspace_mib: int | str | None = None,
+    ) -> None:
+        name = device or "cuda"
+        for what, value, accepted in (("precision", precision, PRECISIONS), ("mode", mode, MODES)):
+            if value not in accepted:
+                raise UsageError(
+                    f"profiler '{self.flavour.name}' has no {what} '{value}'; it takes {', '.join(accepted)}."
+                )
+        limited = workspace_mib is not None
+        if batch < 1 or threads not in (0, 1) or (limited and not str(workspace_mib).isdecimal()):
+            raise UsageError(
+                f"batch must be at least 1, threads 0 or 1 and workspace_mib a whole number; got {batch}, {threads} "
+                f"and '{workspace_mib}'."
+            )
+        self._trt = self.flavour.load()
+        self._device = cuda_device(name, profiler=self.flavour.name)
+        self._precision, self._batch, self._mode = precision, batch, mode
+        self._arguments = {"device": name, "mode": mode} | ({"workspace_mib": str(workspace_mib)} if limited else {})
+        major, minor = torch.cuda.get_device_capability(self._device)
+        self._builder = EngineBuilder(
+            self.flavour,
+            tf32=precision == "tf32",
+            workspace_mib=None if workspace_mib is None else int(workspace_mib),
+            capabilities=() if self.flavour.needs_gpu else (f"{major}.{minor}",),
+        )
+
+    def environment(self) -> Environment:
+        """This device, this version of TensorRT."""
+        return Environment(
+            device=device_name(self._device),
+            runtime=self.flavour.name,
+            runtime_version=self._trt.__version__,
+            precision=self._precision,
+            batch=self._batch,
+            threads=0,
+            mode=self._mode,
+            arguments=self._arguments,
+            details=host_details() | device_details(self._device),
+        )
+
+    def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> TensorRTSession:
+        """Builds and loads an engine; see ``hwnas.plugins.Profiler``."""
+        if not isinstance(model, bytes):
+            raise UsageError(f"profiler '{self.flavour.name}' takes the bytes of an ONNX model.")
+        with torch.cuda.device(self._device):
+            engine = self._builder.build(converted(model, self._precision))
+        return TensorRTSession(
+            engine, self.flavour, self._device, shape=(self._batch, *input_shape), graph=self._mode == "cuda-graph"
+        )
+
+
+class TensorRTRTXProfiler(TensorRTProfiler):
+    """Engines of TensorRT for RTX, whose kernels are compiled on the device; see ``TensorRTProfiler``.
+
+    Raises:
+        UsageError: Also for a GPU that is not of the RTX family, such as H100.
+    """
+
+    flavour: ClassVar[Flavour] = RTX
+
+
+class TensorRTSession:
+    """One engine with its input and output bound to fixed device memory."""
+
+    def __init__(
+        self, engine: bytes, flavour: Flavour, device: torch.device, *, shape: tuple[int, ...], graph: bool
+    ) -> None:
+        self._flavour, self._device = flavour, device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._repeats = 1
+        self._stream = side_stream(device)
+        log = logger(flavour)
+        log.errors.clear()
+        with self._running("load the engine"):
+            self._runtime = flavour.load().Runtime(log)
+            self._engine = self._runtime.deserialize_cuda_engine(engine)
+            self._context = self._engine and self._engine.create_execution_context()
+            if self._context is None:
+                raise MeasurementError(f"{flavour.name} cannot load the engine: {' '.join(log.errors)}")
+            images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            self._input, self._output = self._bound()
+            self._input.copy_(torch.from_numpy(images))
+            self._launch()
+            self._stream.synchronize()
+            if graph:
+                self._graph, self._repeats = capture(self._launch)
+            else:
+                self._repeats = repeats_for(self._launch)
+
+    def _bound(self) -> tuple[torch.Tensor, torch.Tensor]:
+        engine, tensors = self._engine, []
+        if engine.num_io_tensors != 2:
+            raise MeasurementError(f"the engine has {engine.num_io_tensors} inputs and outputs; expected one of each.")
+        for name in (engine.get_tensor_name(index) for index in range(2)):
+            dtype = DTYPES[engine.get_tensor_dtype(name).name]
+            tensor = torch.empty(tuple(engine.get_tensor_shape(name)), dtype=dtype, device=self._device)
+            self._context.set_tensor_address(name, tensor.data_ptr())
+            tensors.append((engine.get_tensor_mode(name).name, tensor))
+        by_mode = dict(tensors)
+        return by_mode["INPUT"], by_mode["OUTPUT"]
+
+    def _launch(self) -> None:
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise MeasurementError(
+                f"{self._flavour.name} cannot run the engine: {' '.join(logger(self._flavour).errors)}"
+            )
+
+    def _launch_repeatedly(self) -> None:
+        for _ in range(self._repeats):
+            self._launch()
+
+    @contextlib.contextmanager
+    def _running(self, doing: str) -> Iterator[None]:
+        """The session's device and stream; errors of CUDA become MeasurementError."""
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream), torch.inference_mode():
+                yield
+        except MeasurementError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MeasurementError(f"{self._flavour.name} cannot {doing}: {reason}") from error
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Output for float32 images of shape ``(batch, channels, height, width)``.
+
+        Raises:
+            UsageError: Images of another shape.
+            MeasurementError: The engine fails while it runs.
+        """
+        if images.shape != tuple(self._input.shape):
+            raise UsageError(f"images of shape {images.shape} given; the session takes {tuple(self._input.shape)}.")
+        with self._running("run the engine"):
+            self._input.copy_(torch.tensor(images, dtype=torch.float32))
+            self._launch() if self._graph is None else self._graph.replay()
+            return self._output.float().cpu().numpy()
+
+    def time_ms(self, *, budget_ms: float) -> list[float]:
+        """Time of every run, for about ``budget_ms``; see ``hwnas.profilers.cuda`` for what an interval means.
+
+        Raises:
+            MeasurementError: The engine fails while it runs.
+        """
+        with self._running("time the engine"):
+            run: Callable[[], object] = self._launch_repeatedly if self._graph is None else self._graph.replay
+            return time_on_stream(run, budget_ms=budget_ms, repeats=self._repeats)
+
+    def close(self) -> None:
+        """Frees engine, context and memory, in the order in which TensorRT wants them freed."""
+        if self._graph is not None:
+            self._graph.reset()
+        for name in ("_graph", "_context", "_engine", "_runtime", "_input", "_output"):
+            self.__dict__.pop(name, None)
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
+
+
+def converted(model: bytes, precision: str) -> bytes:
+    """The bytes of an fp32 model as bytes of a model in that precision."""
+    if precision in ("fp32", "tf32"):
+        return model
+    import onnx
+
+    from hwnas.onnx_precision import to_precision
+
+    return bytes(to_precision(onnx.load_from_string(model), precision, signed=True).SerializeToString())
