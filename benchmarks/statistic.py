@@ -37,6 +37,8 @@ STATISTICS = {
     "pooled 25 % quantile": quantile(0.25),
     "pooled median": quantile(0.5),
     "least of rounds' 10 % quantiles": of_rounds(0.1, 0.0),
+    "5 % quantile of rounds' 10 % quantiles": of_rounds(0.1, 0.05),
+    "10 % quantile of rounds' 10 % quantiles": of_rounds(0.1, 0.1),
     "lower quartile of rounds' 10 % quantiles": of_rounds(0.1, 0.25),
     "median of rounds' 10 % quantiles": of_rounds(0.1, 0.5),
     "least of rounds' medians": of_rounds(0.5, 0.0),

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.errors import MissingChoiceError
+from hwnas.errors import ArchitectureError, MissingChoiceError, UsageError
 from hwnas.latency.calibration import POOR_MAPE, Affine, Array, PredictionError, held_out, measured_networks
+from hwnas.latency.kernels import Entries
+from hwnas.latency.posterior import regress
 from hwnas.latency.table import LatencyTable
 from hwnas.space import Architecture, SearchSpace, macs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Indices = np.ndarray[Any, Any]
+"""Option indices of shape ``(networks, choices)``, any integer type."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,15 @@ class Factor:
 class LatencyModel:
     """``ms = overhead + sum over layers``, linear in the gates of every choice.
 
-    Build one with ``from_table``. Predictions are in milliseconds for the table's batch size.
+    Build one with ``from_table``, or with ``without_table`` and ``calibrate``. Predictions are in milliseconds for
+    the batch size that was measured.
 
     Args:
         space: The space it predicts.
         layer_ms: Per layer, latency of every operator in the layer's order.
         overhead_ms: What a network costs beyond its layers; may be negative.
         error: Held-out error on measured networks; None without calibration.
-        baselines: The same for a plain sum of entries and for a fit to multiply-adds.
+        baselines: The same for a plain sum of entries, if there was a table, and for a fit to multiply-adds.
     """
 
     space: SearchSpace
@@ -65,31 +72,67 @@ class LatencyModel:
         plain = cls(space, layers)
         return plain.calibrate(*measured_networks(record)) if record else plain
 
+    @classmethod
+    def without_table(cls, space: SearchSpace) -> LatencyModel:
+        """A model that knows nothing: it predicts NaN until it is calibrated.
+
+        Example:
+            >>> from hwnas.testing.toys import toy_space
+            >>> space = toy_space()
+            >>> networks = [space.indices(a) for a in space.distinct(12, seed=0)]
+            >>> measured_ms = [5.0 - row.count(2) for row in networks]  # every skip saves 1 ms
+            >>> model = LatencyModel.without_table(space).calibrate(networks, measured_ms)
+            >>> round(model.exact_ms(space.architecture([2, 2, 2])), 2)
+            2.0
+        """
+        return cls(space, tuple(np.zeros(len(layer.signatures)) for layer in space.layers), math.nan)
+
     def calibrate(self, architectures: Any, measured_ms: Any) -> LatencyModel:
-        """Fits slope and overhead to measured networks and states the leave-one-out error.
+        """Corrects the model by measured networks and states its held-out error.
+
+        Few networks fit an overhead and a slope; where more tell, also how kinds of operators, similar operators
+        and single operators deviate. Outliers lose weight. See ``hwnas.latency.posterior``.
+
+        Without a table only differences between a layer's options can be known: its fastest counts 0 ms, the
+        rest is overhead. With one, what a correction would push below 0 ms is overhead.
 
         Args:
             architectures: Option indices of shape ``(networks, choices)``, at least 3 networks.
-            measured_ms: Their latencies.
+            measured_ms: Their latencies, of shape ``(networks,)``.
 
         Returns:
-            A calibrated model; this one is unchanged.
+            A calibrated model; this one is unchanged. Its ``error`` comes from cross-validation, in which every
+            fit also chooses its own hyper-parameters; ``baselines`` are held out in the same way.
+
+        Raises:
+            ArchitectureError: An index is none of its choice's options.
+            UsageError: Too few networks, or latencies that are not one positive number a network.
         """
-        measured = np.asarray(measured_ms, dtype=np.float64)
-        indices = np.asarray(architectures, dtype=np.int64)
-        sums = self.exact_ms_many(indices)
-        flops = self._macs().exact_ms_many(indices)
-        affine = Affine.fit(sums, measured)
-        return replace(
-            self,
-            layer_ms=tuple(affine.slope * ms for ms in self.layer_ms),
-            overhead_ms=affine.slope * self.overhead_ms + affine.intercept,
-            error=held_out(sums, measured, Affine.fit),
-            baselines={
-                "plain sum": PredictionError.between(sums, measured),
-                "fit to MACs": held_out(flops, measured, Affine.fit),
-            },
-        )
+        indices = self._checked(architectures)
+        measured = _latencies(measured_ms, len(indices))
+        entries = Entries(self.space, self.layer_ms)
+        error = held_out(indices, measured, lambda some, ms: self._fitted(entries, some, ms).exact_ms_many)
+        multiply_adds = self._macs().exact_ms_many(indices)
+        baselines = {"fit to MACs": held_out(multiply_adds, measured, Affine.fit)}
+        if self._knows:
+            baselines = {"plain sum": PredictionError.between(self.exact_ms_many(indices), measured), **baselines}
+        return replace(self._fitted(entries, indices, measured), error=error, baselines=baselines)
+
+    @property
+    def _knows(self) -> bool:
+        """Whether it predicts at all, from a table or from earlier networks."""
+        return not math.isnan(self.overhead_ms)
+
+    def _fitted(self, entries: Entries, indices: Indices, measured: Array) -> LatencyModel:
+        known = self.overhead_ms if self._knows else 0.0
+        base = self.exact_ms_many(indices) if self._knows else np.zeros(len(measured))
+        found = regress(entries.counts(indices), base, measured, entries.kernels)
+        ends = np.cumsum([len(ms) for ms in self.layer_ms])[:-1]
+        corrections = np.split(found.weights_ms, ends)
+        layers = [found.slope * ms + more for ms, more in zip(self.layer_ms, corrections, strict=True)]
+        moved = [float(min(layer.min(), 0.0) if self._knows else layer.min()) for layer in layers]
+        overhead = found.overhead_ms + found.slope * known + math.fsum(moved)
+        return LatencyModel(self.space, tuple(layer - m for layer, m in zip(layers, moved, strict=True)), overhead)
 
     @property
     def poor(self) -> bool:
@@ -129,12 +172,41 @@ class LatencyModel:
 
         Returns:
             Milliseconds of shape ``(networks,)``.
+
+        Raises:
+            ArchitectureError: The shape is another, or an index is none of its choice's options.
         """
-        columns = np.asarray(indices, dtype=np.int64).T
-        total = np.full(columns.shape[1], self.fixed_ms)
-        for factor in self.factors:
-            total += factor.ms[tuple(columns[i] for i in factor.choices)]
+        rows = self._checked(indices)
+        total = np.full(len(rows), self.fixed_ms)
+        for start in range(0, len(rows), 8192):  # so many rows stay in the cache
+            columns = np.ascontiguousarray(rows[start : start + 8192].T, dtype=np.intp)
+            part = total[start : start + 8192]
+            for factor in self.factors:
+                first, *others = factor.choices
+                flat = columns[first]
+                for choice in others:
+                    flat = flat * self.space.num_options[choice] + columns[choice]
+                part += factor.ms.take(flat, mode="clip")  # checked above; clipping is the fastest mode
         return total
+
+    def _checked(self, indices: Any) -> Indices:
+        rows, width = _array(indices), len(self.space.choices)
+        if rows.ndim != 2 or rows.shape[1] != width or (rows.size and rows.dtype.kind not in "iu"):
+            raise ArchitectureError(
+                f"option indices of shape {rows.shape} and type {rows.dtype} given; expected integers of shape "
+                f"(networks, {width}) for space '{self.space.name}'. Give one row a network, one column a choice."
+            )
+        if rows.size:
+            limits = np.asarray(self.space.num_options)
+            beyond = np.flatnonzero((rows.min(axis=0) < 0) | (rows.max(axis=0) >= limits))
+            if len(beyond):
+                column, choice = rows[:, beyond[0]], self.space.choices[beyond[0]]
+                wrong = column[(column < 0) | (column >= limits[beyond[0]])][0]
+                raise ArchitectureError(
+                    f"choice '{choice.name}' has no option number {wrong}; expected 0 to {len(choice.options) - 1} "
+                    f"({', '.join(choice.options)}). Check that columns follow the choices of '{self.space.name}'."
+                )
+        return rows
 
     def expected_ms(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Latency of the network, averaged over the options that each choice's weights favour.
@@ -185,3 +257,26 @@ class LatencyModel:
     def _macs(self) -> LatencyModel:
         layers = [np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers]
         return LatencyModel(self.space, tuple(layers))
+
+
+def _array(values: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UsageError(f"not an array: {error}. Expected rows of equal length; give numbers only.") from error
+
+
+def _latencies(values: Any, num_networks: int) -> Array:
+    measured = _array(values)
+    if measured.shape != (num_networks,) or measured.dtype.kind not in "iuf":
+        raise UsageError(
+            f"latencies of shape {measured.shape} and type {measured.dtype} given for {num_networks} networks; "
+            f"expected numbers of shape ({num_networks},). Give one latency in milliseconds for every network."
+        )
+    bad = np.flatnonzero(~(np.isfinite(measured) & (measured > 0)))
+    if len(bad):
+        raise UsageError(
+            f"network number {bad[0]} was measured at {measured[bad[0]]:g} ms; expected a positive number. "
+            "Leave out measurements that failed."
+        )
+    return measured.astype(np.float64)

@@ -31,6 +31,7 @@ NUM_ROUNDS = 24
 MIN_NETWORKS = 3
 """Fewer measured networks give no held-out error."""
 
+
 def profile(
     space: SearchSpace,
     profiler: Profiler,
