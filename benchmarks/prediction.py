@@ -3,7 +3,9 @@
 One sweep measures every operator of a space, the networks that calibrate the model and other random networks that do
 not; the printed table is about the latter. Beside the default model stand what simpler ones say of the same networks.
 
-    python benchmarks/prediction.py --space proxylessnas --output /tmp/px.csv --repeat
+    python benchmarks/prediction.py --space proxylessnas --output one.csv --again two.csv
+
+A table that exists and holds enough networks is not measured again.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--networks", type=int, default=60, help="that calibrate")
     parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--output", type=Path, required=True, help="the table")
-    parser.add_argument("--repeat", action="store_true", help="sweep twice and compare")
+    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--output", type=Path, required=True, help="the table; made if it is not there")
+    parser.add_argument("--again", type=Path, help="a second table, to see how well the first repeats")
     arguments = parser.parse_args()
 
     space = hwnas.create_space(
@@ -44,16 +45,15 @@ def main() -> None:
     options = {name: getattr(arguments, name) for name in ("device", "mode", "precision")}
     profiler = hwnas.create_profiler(arguments.profiler, **{k: v for k, v in options.items() if v is not None})
     results = []
-    paths = [arguments.output, arguments.output.with_stem(arguments.output.stem + "-again")]
-    for path in paths if arguments.repeat else paths[:1]:
-        started = time.monotonic()
+    paths = [path for path in (arguments.output, arguments.again) if path is not None]
+    for path in paths:
         with Reporter() as reporter:
             table = hwnas.profile(
                 space, profiler, output=path, num_networks=arguments.networks + arguments.held_out,
                 num_rounds=arguments.rounds, progress=reporter,
             )  # fmt: skip
-        results.append(evaluate(space, table, arguments.networks, (time.monotonic() - started) / 60))
-    if arguments.repeat:
+        results.append(evaluate(space, table, arguments.networks))
+    if arguments.again:
         results.append(repeatability(space, *(hwnas.LatencyTable.load(path) for path in paths)))
     heading = {
         "date": str(datetime.date.today()),
@@ -68,7 +68,7 @@ def main() -> None:
             print(f"  {name:34s} {value}")  # noqa: T201
 
 
-def evaluate(space: hwnas.SearchSpace, table: hwnas.LatencyTable, num_networks: int, minutes: float) -> dict[str, str]:
+def evaluate(space: hwnas.SearchSpace, table: hwnas.LatencyTable, num_networks: int) -> dict[str, str]:
     """Errors on the networks after the first ``num_networks``, by models that saw only the first."""
     indices, measured = measured_networks(table.calibrations[space.fingerprint])
     seen, unseen = slice(None, num_networks), slice(num_networks, None)
@@ -87,7 +87,7 @@ def evaluate(space: hwnas.SearchSpace, table: hwnas.LatencyTable, num_networks: 
         "fit to MACs": Affine.fit(counts[seen], measured[seen])(counts),
     }
     return {
-        "minutes for the sweep": f"{minutes:.1f}",
+        "minutes for the sweep": str(table.provenance["minutes"]),
         "calibrating networks": str(len(measured[seen])),
         "measured networks, ms": f"{measured.min():.3f} to {measured.max():.3f}",
         "noise grade": str(table.provenance["reference"]["noise_grade"]),

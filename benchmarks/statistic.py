@@ -4,7 +4,7 @@ Times every operator of a space and random networks in interleaved rounds, then,
 operators to networks and prints the leave-one-out error. The machine's own noise is part of the experiment: run it
 as your machine usually is.
 
-    python benchmarks/statistic.py --networks 30 --rounds 24
+    python benchmarks/statistic.py --networks 30 --rounds 64
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--space", default="tiny-mbconv")
     parser.add_argument("--profiler", default="onnxruntime")
     parser.add_argument("--networks", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--visit-ms", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--visit-ms", type=float, default=5.0)
     arguments = parser.parse_args()
 
     space, profiler = hwnas.create_space(arguments.space), hwnas.create_profiler(arguments.profiler)

@@ -44,7 +44,7 @@ def profile(
     batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads inside one operator.")] = 1,
     networks: Networks = 60,
-    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 24,
+    rounds: Annotated[int, typer.Option(help="Visits to every operator.")] = 64,
     minutes: Minutes = float("inf"),
     timeout: Timeout = 300.0,
     resolution: Resolution = None,

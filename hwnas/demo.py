@@ -22,6 +22,7 @@ from hwnas.training import TrainingOptions
 Say = Callable[[str], None]
 
 SPACE = "tiny-mbconv"
+NUM_NETWORKS = 30
 SEARCH_EPOCHS = 30
 TRAINING_EPOCHS = 16
 
@@ -45,7 +46,9 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
     """
     space = create_space(SPACE)
     say(f"1. profile: {len(space.signatures())} operators of space '{SPACE}' ({space.size:,} networks)")
-    table = profile(space, create_profiler("onnxruntime"), output=output / "table.csv", progress=progress)
+    table = profile(
+        space, create_profiler("onnxruntime"), output=output / "table.csv", num_networks=NUM_NETWORKS, progress=progress
+    )
     say(f"   {table.environment}")
     model = LatencyModel.from_table(space, table)
     say("2. calibrate: sums of operators against whole random networks, measured in the same sweep")

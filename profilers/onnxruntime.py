@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from hwnas.space import Shape
 
-MIN_RUNS = 3
-WARM_UP_RUNS = 2
+MIN_RUNS = 2
+WARM_UP_RUNS = 1
+"""Few: on a noisy machine another round tells more than another run in the same moment."""
 
 CPU = "CPUExecutionProvider"
 

@@ -39,8 +39,7 @@ def run(arguments: list[str], folder: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
-    (script,) = blocks("README.md", "sh")
-    output = run(["bash", "-e", "-c", script], folder)
+    output = run(["bash", "-e", "-c", "\n".join(blocks("README.md", "sh"))], folder)
     for word in (
         "held-out error of the table: MAPE",
         "reachable:",
@@ -49,9 +48,11 @@ def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
         "target met",
         ": met",
         "wrote",
+        "merged.csv: 30 operators",
     ):
         assert word in output, f"{word!r} is not in\n{output}"
     names = {path.name for path in (folder / "run").iterdir()}
+    assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert {"architecture.json", "weights.safetensors", "model.onnx", "verification.json", "report.html"} <= names
 
 

@@ -108,7 +108,7 @@ def _prediction(report: Document) -> Markup:
     header = ("", *(name for name, _ in known))
     intro = (
         "How sums of table entries predict whole networks that were measured with the table. Held out: each "
-        "network is predicted by a fit to all the others; the plain sum has nothing to fit."
+        "network is predicted by a fit to others; the plain sum has nothing to fit."
     )
     if not known:
         return section("Prediction", "No whole network was measured with the table: its error is unknown.")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import locale
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hwnas._version import __version__
 from hwnas.errors import TableFormatError
 
 
@@ -85,7 +89,7 @@ def cpu_name() -> str:
 
 
 def host_details() -> dict[str, str]:
-    """Facts of this machine that are recorded beside a measurement."""
+    """Facts of this machine that are recorded beside a measurement; clock, temperature and load of this moment."""
     details = {
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -93,8 +97,27 @@ def host_details() -> dict[str, str]:
     }
     cpufreq = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     for name in ("scaling_governor", "scaling_cur_freq", "scaling_max_freq"):
-        try:
-            details[name] = (cpufreq / name).read_text(encoding="utf-8").strip()
-        except OSError:
-            details[name] = "not readable"
+        details[name] = _read(cpufreq / name)
+    details["temperature"] = _read(Path("/sys/class/thermal/thermal_zone0/temp"))
+    supplies = sorted(Path("/sys/class/power_supply").glob("*"))
+    states = [f"{s.name} {_read(s / ('status' if (s / 'status').exists() else 'online'))}" for s in supplies]
+    details["power"] = ", ".join(states) or "not readable"
+    details["load"] = f"{os.getloadavg()[0]:.2f}"
     return details
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return "not readable"
+
+
+def produced_by() -> dict[str, str]:
+    """When, by which command and by which hwnas something is made, for the provenance of a table."""
+    program = Path(sys.argv[0]).name
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["hwnas" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "hwnas": __version__,
+    }

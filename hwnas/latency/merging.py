@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hwnas._version import __version__
 from hwnas.errors import EnvironmentMismatchError, UsageError
+from hwnas.latency.environment import produced_by
 from hwnas.latency.measurement import Measurement
 from hwnas.latency.table import LatencyTable
 from hwnas.space import OpSignature
@@ -47,9 +45,7 @@ def merge(tables: Sequence[LatencyTable]) -> LatencyTable:
             calibrations[fingerprint] = _together(calibrations.get(fingerprint, record), record)
     provenance = {
         "merged": [{"table": t.name, "environment": dict(t.environment.details), **t.provenance} for t in tables],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-        "hwnas": __version__,
+        **produced_by(),
     }
     return LatencyTable(first.environment, entries, calibrations, provenance)
 

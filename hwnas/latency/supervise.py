@@ -36,12 +36,15 @@ def watch_of_parent(journal: Path) -> Callable[[str], None] | None:
     """
     if PIPE not in os.environ:
         return None
-    pipe = os.fdopen(int(os.environ[PIPE]), "w", encoding="utf-8", buffering=1)
-    pipe.write(f"{journal}\n")
+    pipe = int(os.environ[PIPE])
 
     def watch(key: str) -> None:
-        pipe.write(f"{key}\n")
+        try:
+            os.write(pipe, f"{key}\n".encode())
+        except BrokenPipeError:  # the parent was killed: nobody waits for this any more
+            sys.exit(1)
 
+    watch(str(journal))
     return watch
 
 

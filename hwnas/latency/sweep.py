@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas._version import __version__
 from hwnas.errors import DeviceLostError, MeasurementError, UsageError
 from hwnas.latency.calibration import calibration_record
+from hwnas.latency.environment import produced_by
 from hwnas.latency.items import Item
 from hwnas.latency.journal import JOURNAL, Journal
 from hwnas.latency.measurement import STATISTIC, Measurement
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
 NUM_NETWORKS = 60
 """Whole random networks that a sweep measures for calibration and for the stated error."""
 
-NUM_ROUNDS = 24
+NUM_ROUNDS = 64
+
+VISIT_MS = 5.0
 
 MIN_NETWORKS = 3
 """Fewer measured networks give no held-out error."""
@@ -39,7 +39,7 @@ def profile(
     output: Path | str,
     num_networks: int = NUM_NETWORKS,
     num_rounds: int = NUM_ROUNDS,
-    visit_ms: float = 8.0,
+    visit_ms: float = VISIT_MS,
     minutes: float = float("inf"),
     seed: int = 0,
     progress: Progress = no_progress,
@@ -73,7 +73,7 @@ def profile(
         DeviceLostError: The device stopped answering; what was measured is kept.
         MeasurementError: Not a single operator could be measured.
     """
-    deadline = time.monotonic() + 60 * minutes
+    started = time.monotonic()
     if num_networks < MIN_NETWORKS or num_rounds < MIN_ROUNDS or not minutes > 0:
         raise UsageError(
             f"profiling needs at least {MIN_NETWORKS} networks, {MIN_ROUNDS} rounds and more than 0 minutes; "
@@ -88,7 +88,7 @@ def profile(
         return table
     plan = {"space": space.fingerprint, "items": len(items), "rounds": num_rounds, "seed": seed}
     with Journal(path.with_suffix(JOURNAL), environment, plan) as journal:
-        rounds = Rounds(profiler, journal, num_rounds, visit_ms, deadline, progress, watch)
+        rounds = Rounds(profiler, journal, num_rounds, visit_ms, started + 60 * minutes, progress, watch)
         try:
             rounds.measure(items)
         except DeviceLostError:
@@ -96,7 +96,8 @@ def profile(
                 journal.remove()  # nothing is lost, and the next call may be another plan
             raise
         measured = {item: rounds.summary(item.key) for item in items}
-        table = _extended(table, space, architectures, measured, _provenance(rounds, environment.details))
+        sweep = _provenance(rounds, environment.details, (time.monotonic() - started) / 60)
+        table = _extended(table, space, architectures, measured, sweep)
         if not any(entry.usable for entry in table.entries.values()):
             journal.remove()  # so that the next call tries again
             reason = next(iter(table.entries.values())).error
@@ -137,16 +138,18 @@ def _extended(
     calibrations = dict(table.calibrations)
     if len(networks) >= MIN_NETWORKS:
         calibrations[space.fingerprint] = calibration_record(space, networks)
+    if table.provenance:
+        before = dict(table.provenance)
+        provenance = {**provenance, "earlier": [*before.pop("earlier", []), before]}
     return LatencyTable(table.environment, {**table.entries, **operators}, calibrations, provenance, table.path)
 
 
-def _provenance(rounds: Rounds, details_at_start: Mapping[str, str]) -> dict[str, Any]:
+def _provenance(rounds: Rounds, details_at_start: Mapping[str, str], minutes: float) -> dict[str, Any]:
     """What the sidecar says about the sweep: when, how, and how quiet the machine was."""
     details = rounds.profiler.environment().details
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-        "hwnas": __version__,
+        **produced_by(),
+        "minutes": round(minutes, 2),
         "statistic": STATISTIC,
         "reference": rounds.steadiness(),
         "changed_by_the_end": {name: value for name, value in details.items() if details_at_start.get(name) != value},

@@ -5,16 +5,13 @@ A new format is a module with ``read(source)`` and ``STATISTIC``, and a line in 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from hwnas._version import __version__
 from hwnas.errors import HwnasError, UnknownNameError, UsageError
-from hwnas.latency.environment import Environment
+from hwnas.latency.environment import Environment, produced_by
 from hwnas.latency.foreign import columns, fbnet, nn_meter, proxylessnas, tf_nas
 from hwnas.latency.foreign.source import Reading, Source
 from hwnas.latency.measurement import Measurement
@@ -74,9 +71,7 @@ def import_table(
             "unit": unit,
             "statistic": FORMATS[file_format].STATISTIC,
         },
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-        "hwnas": __version__,
+        **produced_by(),
     }
     entries = {signature: _scaled(entry, UNITS[unit]) for signature, entry in reading.entries.items()}
     LatencyTable(environment, entries, provenance=provenance).save(path)
