@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +56,7 @@ def main() -> None:
         results.append(evaluate(space, table, arguments.networks))
     if arguments.again:
         results.append(repeatability(space, *(hwnas.LatencyTable.load(path) for path in paths)))
-    heading = {
-        "date": str(datetime.date.today()),
-        "environment": str(table.environment),
-        "details": dict(table.environment.details),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
-    }
-    arguments.output.with_suffix(".prediction.json").write_text(json.dumps([heading, *results], indent=1) + "\n")
-    print(f"\n{heading['date']} {heading['environment']}")  # noqa: T201
+    print(f"\n{datetime.date.today()} {table.environment}")  # noqa: T201
     for result in results:
         for name, value in result.items():
             print(f"  {name:34s} {value}")  # noqa: T201
@@ -87,16 +81,19 @@ def evaluate(space: hwnas.SearchSpace, table: hwnas.LatencyTable, num_networks: 
         "fit to MACs": Affine.fit(counts[seen], measured[seen])(counts),
     }
     return {
-        "minutes for the sweep": str(table.provenance["minutes"]),
         "calibrating networks": str(len(measured[seen])),
         "measured networks, ms": f"{measured.min():.3f} to {measured.max():.3f}",
-        "noise grade": str(table.provenance["reference"]["noise_grade"]),
+        "sweeps of the table": "; ".join(map(_sweep, [table.provenance, *table.provenance.get("earlier", [])])),
         "error as reported by the model": str(fitted.error),
         **{
             f"held out: {name}": str(PredictionError.between(p[unseen], measured[unseen]))
             for name, p in predictions.items()
         },
     }
+
+
+def _sweep(provenance: Mapping[str, Any]) -> str:
+    return f"'{provenance['command']}', {provenance['minutes']} min, {provenance['reference']['noise_grade']}"
 
 
 def repeatability(space: hwnas.SearchSpace, first: hwnas.LatencyTable, second: hwnas.LatencyTable) -> dict[str, str]:

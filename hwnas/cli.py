@@ -223,8 +223,16 @@ def _plugins(group: str) -> list[tuple[str, ...]]:
 
 
 def _shipped_tables() -> list[tuple[str, ...]]:
-    files = resources.files("hwnas.latency_tables").iterdir()
-    return [(name, "shipped with hwnas") for name in sorted(f.name for f in files) if name.endswith(".csv")]
+    from hwnas.files import read_json
+    from hwnas.latency.environment import Environment
+
+    folder = Path(str(resources.files("hwnas.latency_tables")))
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        sidecar = read_json(path.with_suffix(".json"))
+        spaces = ", ".join(record["space"]["name"] for record in sidecar["calibrations"].values())
+        found.append((str(path), f"{spaces}: {Environment.from_dict(sidecar['environment'])}"))
+    return found
 
 
 def _first_line(doc: str | None) -> str:

@@ -40,7 +40,7 @@ class OnnxRuntimeProfiler:
             whole network: nothing falls back to the processor.
         precision: ``fp32``, ``fp16`` where the provider computes in it, or ``int8`` (static quantisation).
         batch: Images per run.
-        threads: Threads inside one operator; each is pinned to a core of its own.
+        threads: Threads inside one operator, each pinned to a core of its own; another provider has none.
 
     Raises:
         UsageError: A value this target cannot measure.
@@ -54,11 +54,14 @@ class OnnxRuntimeProfiler:
             raise UsageError(
                 f"profiler 'onnxruntime' has no precision '{precision}'; it takes {', '.join(PRECISIONS)}."
             )
-        cores = sorted(os.sched_getaffinity(0))
-        if batch < 1 or not 1 <= threads <= len(cores):
-            raise UsageError(f"batch must be at least 1 and threads 1 to {len(cores)}; got {batch} and {threads}.")
         self._runtime = load_runtime()
         self._provider = self._find(device)
+        cores = sorted(os.sched_getaffinity(0))
+        least = 1 if self._provider == CPU else 0
+        if batch < 1 or not least <= threads <= len(cores):
+            raise UsageError(
+                f"batch must be at least 1 and threads {least} to {len(cores)}; got {batch} and {threads}."
+            )
         self._precision, self._batch = precision, batch
         # The last cores: interrupts are served by the first.
         self._cores = tuple(cores[-threads:]) if self._provider == CPU else ()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hwnas._version import __version__ as hwnas_version
 from hwnas.latency.journal import Journal
 from hwnas.latency.table import LatencyTable
+from hwnas.plugins import create_profiler
 from hwnas.space import OpSignature, create_space
 from hwnas.space.cost import expanded_channels
 from hwnas.testing.toys import AnalyticProfiler, analytic_ms
@@ -122,6 +126,69 @@ def test_few_measured_networks_give_no_error_and_no_crash(
     assert json.loads((tmp_path / "t.json").read_text())["calibrations"] == {}
     profile("analytic", "--seed", 1).done()
     assert "MAPE" in hwnas("table", "check", tmp_path / "t.csv", *small).done()
+
+
+# A device on which networks take what no sum of operators can tell.
+MOODY = """
+import hashlib
+from hwnas.testing.toys import AnalyticProfiler
+
+class Moody(AnalyticProfiler):
+    def prepare(self, model, input_shape):
+        session = super().prepare(model, input_shape)
+        if len(model) > 1:
+            session._ms *= 1 + int(hashlib.sha256(str(model).encode()).hexdigest(), 16) % 100 / 100
+        return session
+"""
+
+
+def test_poor_predictions_are_said_loudly_wherever_the_table_is_used(
+    packages: Any, hwnas: Run, small: list[str], tmp_path: Path
+) -> None:
+    packages.add("moody", {"moody": "moody:Moody"}, source=MOODY)
+    loud = "WARNING: this table predicts whole networks poorly."
+    table = tmp_path / "t.csv"
+    profiling = ["profile", *small, "--profiler", "moody", "--networks", 20, "--rounds", 2, "--output", table]
+    assert loud in hwnas(*profiling).done()
+    assert loud in hwnas("table", "check", table, *small).done()
+    assert loud in hwnas("table", "show", table).done()
+    search = ["search", *small, "--table", table, "--epochs", 1, "--output", tmp_path / "run"]
+    assert loud in hwnas(*search).out
+
+
+def test_without_tensorrt_nothing_is_measured_in_its_place(hwnas: Run, small: list[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    for name in ("tensorrt", "tensorrt-rtx"):
+        ended = hwnas("profile", *small, "--profiler", name, "--output", tmp_path / "t.csv")
+        assert ended.code in (1, 2)
+        assert "which is not installed" in ended.err or "finds no CUDA device" in ended.err
+    assert list(tmp_path.glob("t.*")) == []
+
+
+def test_sidecar_says_where_when_and_how(profile: Run, small: list[str], tmp_path: Path) -> None:
+    profile("analytic", "--seed", 3).done()
+    sidecar = json.loads((tmp_path / "t.json").read_text())
+    provenance = sidecar["provenance"]
+    assert provenance["command"].startswith("hwnas profile --space tiny-mbconv")
+    assert provenance["command"].endswith("--seed 3")
+    assert provenance["date"].startswith(str(datetime.datetime.now(datetime.UTC).year))
+    assert provenance["hwnas"] == hwnas_version
+    assert 0 <= provenance["minutes"] < 5
+    assert provenance["statistic"] == "5% quantile over rounds of the rounds' 10% quantiles"
+    assert provenance["reference"]["noise_grade"] == "quiet"
+    assert provenance["reference"]["num_throttled_rounds"] == 0
+    assert provenance["changed_by_the_end"] == {}
+    profile("analytic", "--resolution", 32).done()
+    extended = json.loads((tmp_path / "t.json").read_text())["provenance"]
+    assert extended["earlier"] == [provenance]
+
+
+def test_onnxruntime_records_the_state_of_the_machine() -> None:
+    details = create_profiler("onnxruntime").environment().details
+    expected = {"system", "python", "scaling_governor", "scaling_cur_freq", "temperature", "power", "load"}
+    assert expected | {"cores", "provider", "transfers"} <= set(details)
+    assert float(details["load"]) >= 0
 
 
 @pytest.mark.parametrize("below", ["file/t.csv", "/proc/hwnas/t.csv"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -23,6 +24,7 @@ from hwnas.errors import (
     TableFormatError,
     UsageError,
 )
+from hwnas.latency.environment import Environment
 from hwnas.latency.journal import Journal
 from hwnas.latency.measure import measure, time_rounds
 from hwnas.latency.measurement import failure, summarise
@@ -30,7 +32,8 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.sweep import profile
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import PROFILERS, available, create_profiler
-from hwnas.space import OpSignature, Shape
+from hwnas.space import OpSignature, Shape, create_space
+from hwnas.steps import profiler_of
 from hwnas.testing.contracts import check_profiler, check_table
 from hwnas.testing.toys import AnalyticProfiler, AnalyticSession, analytic_ms, toy_space, toy_table
 
@@ -47,6 +50,24 @@ def test_registered_profilers_keep_the_contract(name: str, batch: int) -> None:
             raise
         pytest.skip(str(error))
     check_profiler(profiler)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("onnxruntime", {"batch": 2, "precision": "int8"}), ("torch", {"mode": "compile", "precision": "bf16"})],
+)
+def test_a_table_knows_the_profiler_that_made_it(name: str, options: dict[str, Any]) -> None:
+    environment = create_profiler(name, **options).environment()
+    again = Environment.from_dict(json.loads(json.dumps(environment.to_dict())))
+    assert profiler_of(LatencyTable(again, {})).environment() == environment
+
+
+def test_the_command_that_adds_operators_names_device_and_mode() -> None:
+    arguments = {"device": "cuda:1", "mode": "cuda-graph"}
+    environment = Environment("H100", "torch", "2", "fp16", 8, 0, "cuda-graph", arguments)
+    command = "--device cuda:1 --mode cuda-graph --precision fp16 --batch 8 --threads 0 --profiler torch"
+    with pytest.raises(MissingSignatureError, match=command):
+        LatencyTable(environment, {}).require(create_space("tiny-mbconv"))
 
 
 def test_analytic_profiler_keeps_the_contract() -> None:

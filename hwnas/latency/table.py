@@ -98,9 +98,11 @@ class LatencyTable:
 
     def _options(self, space: SearchSpace) -> dict[str, Any]:
         """What to tell 'hwnas profile' about the space and about the environment, where that is not the default."""
-        usual = Environment("", "", "")
-        named = {name: getattr(self.environment, name) for name in ("precision", "batch", "threads")}
-        return {**space.options, **{name: value for name, value in named.items() if value != getattr(usual, name)}}
+        here, usual = self.environment, Environment("", "", "")
+        named = {name: getattr(here, name) for name in ("precision", "batch", "threads")}
+        changed = {name: value for name, value in named.items() if value != getattr(usual, name)}
+        target = {name: here.arguments[name] for name in ("device", "mode") if name in here.arguments}
+        return {**space.options, **target, **changed}
 
     def require_environment(self, here: Environment) -> None:
         """Refuses a table that was measured elsewhere.
