@@ -227,7 +227,7 @@ def _shipped_tables() -> list[tuple[str, ...]]:
     from hwnas.latency.environment import Environment
 
     folder = Path(str(resources.files("hwnas.latency_tables")))
-    found = []
+    found: list[tuple[str, ...]] = []
     for path in sorted(folder.glob("*.csv")):
         sidecar = read_json(path.with_suffix(".json"))
         spaces = ", ".join(record["space"]["name"] for record in sidecar["calibrations"].values())

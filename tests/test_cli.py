@@ -136,7 +136,7 @@ def test_wrong_usage(hwnas: Run, arguments: list[str], part: str) -> None:
         (["--precision", "fp12"], ["profiler 'onnxruntime' has no precision 'fp12'", "fp32"]),
         (["--batch", "0"], ["batch must be at least 1", "got 0"]),
         (["--threads", "0"], ["threads 1 to", "and 0"]),
-        (["--networks", "2"], ["at least 3 networks, 2 rounds and more than 0 minutes", "got 2, 24 and inf."]),
+        (["--networks", "2"], ["at least 3 networks, 2 rounds and more than 0 minutes", "got 2, 64 and inf."]),
         (["--rounds", "1"], ["at least 3 networks, 2 rounds and more than 0 minutes", ", 1 and inf."]),
     ],
 )

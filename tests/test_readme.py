@@ -58,8 +58,8 @@ def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_example_runs(folder: Path) -> None:
-    for script in blocks("README.md", "python"):
-        assert "ms predicted" in run([sys.executable, "-W", "error", "-c", script], folder)
+    for script, said in zip(blocks("README.md", "python"), ("ms predicted", "MAPE"), strict=True):
+        assert said in run([sys.executable, "-W", "error", "-c", script], folder)
 
 
 def test_the_example_of_a_device_keeps_the_profiler_contract(tmp_path: Path) -> None:
