@@ -86,8 +86,9 @@ def _to_int8(model: onnx.ModelProto, calibration: Iterable[np.ndarray] | None, s
             return next(self.feeds, None)
 
     kinds = quantization.QuantType
-    level = logging.root.level
+    runtime, level = _tool("onnxruntime"), logging.root.level
     logging.root.setLevel(logging.ERROR)  # it advises a pre-processing that folded graphs do not need
+    runtime.set_default_logger_severity(3)  # and its own calibration leaves unused names behind
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
@@ -104,6 +105,7 @@ def _to_int8(model: onnx.ModelProto, calibration: Iterable[np.ndarray] | None, s
             return onnx.load(path)
     finally:
         logging.root.setLevel(level)
+        runtime.set_default_logger_severity(2)  # the runtime's default; it cannot be asked
 
 
 def _random_images(model: onnx.ModelProto) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_example_runs(folder: Path) -> None:
-    for script, said in zip(blocks("README.md", "python"), ("ms predicted", "MAPE"), strict=True):
+    for script, said in zip(blocks("README.md", "python"), ("MAPE", "ms predicted"), strict=True):
         assert said in run([sys.executable, "-W", "error", "-c", script], folder)
 
 
