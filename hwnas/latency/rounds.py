@@ -70,7 +70,7 @@ class Rounds:
         try:
             for visit in range(self.num_rounds + self.num_rounds // 2):
                 if visit >= self.num_rounds:
-                    items = [i for i in items if self.summary(i.key).status == "unstable"]
+                    items = [i for i, found in self.summaries(items).items() if found.status == "unstable"]
                 if not items or self._late(visit):
                     break
                 self._round(items, visit)
@@ -79,14 +79,18 @@ class Rounds:
                 session.close()
             self.sessions.clear()
 
-    def summary(self, key: str) -> Measurement:
-        """What the journal says about an item, with rounds of lower clocks corrected."""
+    def summaries(self, items: Sequence[Item]) -> dict[Item, Measurement]:
+        """What the journal says about items, with rounds of lower clocks corrected."""
+        drift = self.drift
+        return {item: self._summary(item.key, drift) for item in items}
+
+    def _summary(self, key: str, drift: Drift) -> Measurement:
         if key in self.journal.failures:
             return failure(self.journal.failures[key])
         visits = self.journal.samples[key]
         if not visits:
             return failure("not measured: time was up")
-        return summarise(self.drift.corrected(visits))
+        return summarise(drift.corrected(visits))
 
     @property
     def drift(self) -> Drift:

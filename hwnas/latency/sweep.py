@@ -95,7 +95,7 @@ def profile(
             if not any(journal.samples.values()):
                 journal.remove()  # nothing is lost, and the next call may be another plan
             raise
-        measured = {item: rounds.summary(item.key) for item in items}
+        measured = rounds.summaries(items)
         sweep = _provenance(rounds, environment.details, (time.monotonic() - started) / 60)
         table = _extended(table, space, architectures, measured, sweep)
         if not any(entry.usable for entry in table.entries.values()):
