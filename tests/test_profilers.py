@@ -68,6 +68,10 @@ def test_the_command_that_adds_operators_names_device_and_mode() -> None:
     command = "--device cuda:1 --mode cuda-graph --precision fp16 --batch 8 --threads 0 --profiler torch"
     with pytest.raises(MissingSignatureError, match=command):
         LatencyTable(environment, {}).require(create_space("tiny-mbconv"))
+    with pytest.raises(
+        MissingSignatureError, match=f"--space fbnet --resolution 224 --num-classes 1000 --width 1.0 {command}"
+    ):
+        LatencyTable(environment, {}).require(create_space("fbnet"))
 
 
 def test_analytic_profiler_keeps_the_contract() -> None:

@@ -102,7 +102,8 @@ class LatencyTable:
         named = {name: getattr(here, name) for name in ("precision", "batch", "threads")}
         changed = {name: value for name, value in named.items() if value != getattr(usual, name)}
         target = {name: here.arguments[name] for name in ("device", "mode") if name in here.arguments}
-        return {**space.options, **target, **changed}
+        size = {name: space.options[name] for name in ("resolution", "num_classes", "width") if name in space.options}
+        return {**size, **target, **changed}  # a space's other options are not the command line's
 
     def require_environment(self, here: Environment) -> None:
         """Refuses a table that was measured elsewhere.
