@@ -22,6 +22,8 @@ Each is a ``HwnasError`` and also the builtin that fits, so ``except ValueError`
       RunError (ValueError)                a run folder is incomplete or belongs to something else
       OutputError (OSError)                a result cannot be written
       NumericsError (ArithmeticError)      training produced NaN or infinity
+      MemoryExhaustedError (MemoryError)   a device has too little memory for what was asked
+      RankError (RuntimeError)             processes of one job lost each other, or disagree
       VerificationError (AssertionError)   an exported network breaks a stated bound
 """
 
@@ -121,6 +123,14 @@ class OutputError(HwnasError, OSError):
 
 class NumericsError(HwnasError, ArithmeticError):
     """Training produced NaN or infinity."""
+
+
+class MemoryExhaustedError(HwnasError, MemoryError):
+    """A device has too little memory for what was asked."""
+
+
+class RankError(HwnasError, RuntimeError):
+    """Processes of one job lost each other, or disagree."""
 
 
 class VerificationError(HwnasError, AssertionError):

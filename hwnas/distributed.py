@@ -1,0 +1,156 @@
+"""Plain functions over ``torch.distributed``, which do nothing in a process that is alone.
+
+Every rank holds the whole supernet and draws the same paths from the same seed; after the last backward pass of
+a step ``average_gradients`` averages the gradients that exist. A gradient of None stays None on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hwnas.errors import RankError
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients travel in pieces of this size. Source: the default of DistributedDataParallel."""
+
+
+def rank() -> int:
+    """Number of this process, 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that ``torchrun`` started; does nothing without it.
+
+    Raises:
+        RankError: Inside the block, another process was lost; names what to do.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+        if isinstance(error, RankError) or not _lost(error):
+            raise
+        raise RankError(
+            f"rank {rank()} of {world_size()} lost another process ({str(error).splitlines()[0]}). Its own message "
+            "says why it ended. Start the same command again with --resume to go on from the last checkpoint."
+        ) from error
+    finally:
+        with contextlib.suppress(Exception):  # peers may be gone
+            dist.destroy_process_group()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the ranks; parameters without one are not sent.
+
+    All ranks must have gradients for the same parameters, which drawing the same path ensures.
+    """
+    if world_size() == 1:
+        return
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for gradient, mean in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def averaged(values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The mean of each tensor over the ranks; None stays None. The tensors themselves are left alone."""
+    if world_size() == 1:
+        return list(values)
+    means = [None if value is None else value.detach().clone() for value in values]
+    for mean in means:
+        if mean is not None:
+            dist.all_reduce(mean)
+            mean /= world_size()
+    return means
+
+
+def require_same(what: str, number: int) -> None:
+    """Checks that every rank has the same number.
+
+    Raises:
+        RankError: They differ; lists what every rank has.
+    """
+    if world_size() == 1:
+        return
+    mine = torch.tensor([number], dtype=torch.int64, device=_device())
+    all_of_them = [torch.zeros_like(mine) for _ in range(world_size())]
+    dist.all_gather(all_of_them, mine)
+    numbers = [int(other) for other in all_of_them]
+    if len(set(numbers)) > 1:
+        raise RankError(
+            f"the ranks drew different {what} ({', '.join(map(str, numbers))}); gradients of different networks "
+            "cannot be averaged. Start every rank with the same seed, data and versions."
+        )
+
+
+def broadcast(module: nn.Module) -> None:
+    """Gives every rank the parameters and buffers of rank 0."""
+    if world_size() == 1:
+        return
+    for tensor in module.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; all ranks get the same answer."""
+    if world_size() == 1:
+        return flag
+    number = torch.tensor([int(flag)], device=_device())
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return bool(number)
+
+
+def summed(value: float) -> float:
+    """The sum over the ranks."""
+    if world_size() == 1:
+        return value
+    number = torch.tensor([value], dtype=torch.float64, device=_device())
+    dist.all_reduce(number)
+    return float(number)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        full = sum(g.numel() * g.element_size() for g in bucket) >= BUCKET_BYTES
+        if bucket and (full or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _lost(error: Exception) -> bool:
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    text = str(error)
+    return any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))
