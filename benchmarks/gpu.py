@@ -5,6 +5,8 @@ Each part runs in a process of its own under a time limit, so that one that hang
     pip install --no-deps --no-build-isolation --editable .
     python benchmarks/gpu.py                 # writes tables, gpu.json and gpu.log to $OUT, or to runs/gpu
     python benchmarks/gpu.py --parts tables
+    python benchmarks/gpu.py --parts nas-bench   # not among the default parts; reads scratch/cifar10.npz and
+                                                 # scratch/nas_bench_macro.csv
     python benchmarks/gpu.py --dry-run       # the same steps on this processor and the toy space
 """
 
@@ -94,13 +96,46 @@ def tensorrt(dry: bool, out: Path) -> Iterator[Row]:
                 yield f"{name} {mode} fp16", f"{timed.ms:.4f} ms, spread {timed.spread:.1%}"
 
 
+def script(name: str, *arguments: object) -> Iterator[Row]:
+    """Runs another benchmark; its printed lines are the result."""
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(ended.stdout)
+    for line in ended.stdout.strip().splitlines():
+        yield name.removesuffix(".py"), line
+    if ended.returncode not in (0, 1):  # 1: a bar was missed, which is a result
+        raise HwnasError(f"{name} ended with status {ended.returncode}")
+
+
+def search_cost(dry: bool, out: Path) -> Iterator[Row]:
+    yield from script("search_cost.py", *(["--dry-run"] if dry else ["--device", "cuda", "--resolution", 224]))
+
+
+def compilation(dry: bool, out: Path) -> Iterator[Row]:
+    yield from script("compile.py", "--device", "cpu" if dry else "cuda", "--candidates", 1 if dry else 6)
+
+
+def nas_bench(dry: bool, out: Path) -> Iterator[Row]:
+    data = ["--data", ROOT / "scratch/cifar10.npz", "--truth", ROOT / "scratch/nas_bench_macro.csv"]
+    plan = ["--epochs", 1 if dry else 30, "--batch-size", 256, "--workers", 0 if dry else 12]
+    common = [*data, *plan, "--seed", os.environ.get("SEED", "0")]
+    yield from script("nas_bench_macro.py", "ranking", *common, "--networks", 2 if dry else 200)
+    yield from script("nas_bench_macro.py", "search", *common, "--search-epochs", 3, "--images", 4000)
+    yield from script("nas_bench_macro.py", "summary", *data)
+
+
 PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
-    "correctness": (correctness, 170),
-    "modes": (modes, 100),
-    "tensorrt": (tensorrt, 40),
-    "tables": (tables, 230),
+    "correctness": (correctness, 150),
+    "modes": (modes, 80),
+    "tensorrt": (tensorrt, 30),
+    "search-cost": (search_cost, 60),
+    "tables": (tables, 210),
+    "compile": (compilation, 240),
+    "nas-bench": (nas_bench, 530),
 }
 """Name -> function and time limit in seconds."""
+
+DEFAULT = ("correctness", "modes", "tensorrt", "search-cost", "tables")
 
 
 def in_process(name: str, dry: bool, out: Path) -> list[Row]:
@@ -127,7 +162,7 @@ def in_process(name: str, dry: bool, out: Path) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--parts", default=",".join(DEFAULT), help="comma-separated")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -16,10 +16,18 @@ import typer
 from typer.core import TyperGroup
 
 from hwnas._version import __version__
-from hwnas.cli_options import NumClasses, Resolution, Seed, SpaceName, Width, built_space, describe_model, say
+from hwnas.cli_options import (
+    Data,
+    RunPath,
+    Seed,
+    is_first_rank,
+    say,
+)
 from hwnas.cli_profile import profile
+from hwnas.cli_search import search
 from hwnas.cli_tables import tables
-from hwnas.console import Reporter, console, draw, errors, rows
+from hwnas.cli_train import train
+from hwnas.console import Reporter, console, errors, rows
 from hwnas.errors import HwnasError, UsageError, VerificationError
 from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, load
 from hwnas.recipes import recipe_names
@@ -52,16 +60,13 @@ app = typer.Typer(
 )
 app.add_typer(tables, name="table")
 
-Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
-CheckpointSeconds = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
-
 
 def main() -> None:
     """Runs the command line; exit code 0 done, 1 failed, 2 wrong usage."""
     # Threads that wait should sleep: on a 2-core Xeon with one core busy elsewhere, a search of 5 epochs on digits
     # took 20 s so and 49 s with the default spinning; on the same machine left alone 17 s and 21 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    console.quiet = not is_first_rank()  # of several processes the first one speaks for all; errors are each one's own
     try:
         app(standalone_mode=True)
     except UsageError as error:
@@ -124,65 +129,10 @@ def demo(
 app.command()(profile)
 
 
-@app.command()
-def search(
-    space: SpaceName,
-    table: Annotated[Path, typer.Option(help="Latency table of the device.")],
-    output: Annotated[Path, typer.Option(help="Run folder to create.")],
-    max_ms: Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")] = None,
-    recipe: Annotated[str, typer.Option(help="Method; see 'hwnas list recipes'.")] = "gumbel",
-    data: Data = "digits",
-    epochs: Annotated[int | None, typer.Option(help="The recipe's own number if not given.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="The recipe's own if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-    resolution: Resolution = None,
-    num_classes: NumClasses = None,
-    width: Width = None,
-    seed: Seed = 0,
-) -> None:
-    """Search a space under a hard latency limit."""
-    from hwnas.latency.table import LatencyTable
-    from hwnas.steps import search_run
-
-    built = built_space(space, resolution, num_classes, width)
-    loaded = LatencyTable.load(table)
-    describe_model(built, loaded)
-    arguments = {"num_epochs": epochs, "batch_size": batch_size}
-    with Reporter() as reporter:
-        rounds = search_run(
-            built, loaded, output, data=data, max_ms=max_ms, recipe=recipe,
-            recipe_arguments={name: value for name, value in arguments.items() if value is not None},
-            seed=seed, resume=resume, other_device=other_device, checkpoint_seconds=checkpoint_seconds,
-            progress=reporter,
-        )  # fmt: skip
-    for each in rounds:
-        say(str(each))
-    say(draw(built, rounds[-1].architecture))
-    if not rounds[-1].met:
-        raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
+app.command()(search)
 
 
-@app.command()
-def train(
-    run: RunPath,
-    data: Annotated[str | None, typer.Option(help="Another data set than the search's.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-) -> None:
-    """Train the derived network from scratch; resumes if interrupted."""
-    from hwnas.run import RunFolder
-    from hwnas.steps import train_run
-    from hwnas.training import TrainingOptions
-
-    options_ = TrainingOptions(num_epochs=epochs, batch_size=batch_size)
-    with Reporter() as reporter:
-        accuracy = train_run(
-            RunFolder.open(run), data=data, options=options_, checkpoint_seconds=checkpoint_seconds, progress=reporter
-        )
-    say(f"top-1 {accuracy:.2%} on held-out images")
+app.command()(train)
 
 
 @app.command()

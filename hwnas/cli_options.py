@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +12,7 @@ from hwnas.console import console
 from hwnas.space.library import create_space
 
 if TYPE_CHECKING:
+    from hwnas.compute import Compute
     from hwnas.latency.table import LatencyTable
     from hwnas.space import SearchSpace
 
@@ -17,7 +20,19 @@ SpaceName = Annotated[str, typer.Option("--space", help="Search space; see 'hwna
 Resolution = Annotated[int | None, typer.Option(help="Height and width of the images; the space's own if not given.")]
 NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own number if not given.")]
 Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
+Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
+CheckpointSeconds = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 computes in mixed precision.")]
+Accumulate = Annotated[int, typer.Option(help="Parts that a batch is cut into, to save memory.")]
+CheckpointActivations = Annotated[
+    bool, typer.Option("--checkpoint-activations", help="Compute activations twice, to save memory.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
+Workers = Annotated[int, typer.Option(help="Processes that prepare batches ahead.")]
 
 
 def say(line: str) -> None:
@@ -40,3 +55,29 @@ def describe_model(space: SearchSpace, table: LatencyTable) -> None:
     model = LatencyModel.from_table(space, table)
     say_error(model, say)
     say("reachable: {:.4g} to {:.4g} ms".format(*feasible_range_ms(model)))
+
+
+def compute(
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    accumulate: int,
+    checkpoint_activations: bool,
+    compile_: bool,
+    workers: int,
+) -> Compute:
+    """What the options say about how networks are computed."""
+    from hwnas.compute import Compute
+
+    return Compute(
+        device=device,
+        precision=precision,
+        accumulate=accumulate,
+        checkpoint_activations=checkpoint_activations,
+        compile=compile_,
+        num_workers=workers,
+    )
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints: the only one, or rank 0 of those that ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"

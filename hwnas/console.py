@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from hwnas.metrics import Figures
     from hwnas.space import Architecture, SearchSpace
 
+# Of the processes that torchrun started, the first one speaks; errors are said by whoever has them.
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_SECONDS = 10.0
-"""Where there is no terminal, a line at most this often, and one at the end of every piece of work."""
+"""Where there is no terminal, news at most this often, and at the end of every piece of work."""
 
 
 class Reporter:
-    """A progress callback: ``reporter(what, done, total)``."""
+    """A progress callback: ``reporter(what, done, total)``, or with figures ``reporter.show(...)``."""
 
     def __init__(self) -> None:
-        self._bars = Progress(
+        self._bars = _Bars(
             TextColumn("{task.description:<20}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.quiet,
         )
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._last: dict[str, int] = {}
         self._said = 0.0
+        self._what, self._figures = "", dict[str, float]()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -49,20 +53,71 @@ class Reporter:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Shows that ``done`` of ``total`` steps of ``what`` are done."""
+        self.show(what, done, total, {})
+
+    def show(self, what: str, done: int, total: int, figures: Figures) -> None:
+        """The same with figures; one that is not given keeps its last value, as long as the work goes on."""
+        if what != self._what or done < self._last[what]:
+            self._what, self._figures = what, {}
+        self._figures |= figures
         if console.is_terminal:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.below = figures_line(self._figures)
             self._bars.update(self._tasks[what], completed=done, total=total)
-            return
+        else:
+            self._say(what, done, total)
+        self._last[what] = done
+
+    def _say(self, what: str, done: int, total: int) -> None:
+        """Prints a line now and then, and the figures in a line below it."""
         now = time.monotonic()
         if what not in self._started or done < self._last[what]:
             self._started[what] = now, done
-        self._last[what] = done
         started, first = self._started[what]
-        if done >= total or now - max(self._said, started) > LINE_SECONDS:
-            left = (now - started) / max(1, done - first) * (total - done)
-            console.print(f"{what} {done}/{total}" + (f", about {left:.0f} s left" if done < total else ""))
-            self._said = now
+        if done < total and now - max(self._said, started) <= LINE_SECONDS:
+            return
+        left = (now - started) / max(1, done - first) * (total - done)
+        console.print(f"{what} {done}/{total}" + (f", about {left:.0f} s left" if done < total else ""))
+        if self._figures:
+            console.print(f"  {figures_line(self._figures)}", markup=False)
+        self._said = now
+
+
+class _Bars(Progress):
+    """Progress bars with a line below them, cut to the width of the terminal."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """See ``Progress``."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def figures_line(figures: Figures) -> str:
+    """The figures of a step that are worth watching, in at most 80 columns unless they are huge.
+
+    Example:
+        >>> figures_line({"weight_loss": 1.5, "expected_ms": 12.31, "target_ms": 20.0, "memory_mib": 812.4})
+        'loss 1.50, 12.3 of 20 ms, 812 MiB'
+    """
+    target = f" of {_short(figures['target_ms'])}" if "target_ms" in figures else ""
+    texts: dict[str, Callable[[float], str]] = {
+        **dict.fromkeys(("weight_loss", "loss"), "loss {:.2f}".format),
+        **dict.fromkeys(("weight_accuracy", "accuracy"), "acc {:.1%}".format),
+        "expected_ms": lambda ms: f"{_short(ms)}{target} ms",
+        "entropy": "entropy {:.2f}".format,
+        "images_per_second": lambda speed: f"{_short(speed)} images/s",
+        "memory_mib": lambda mib: f"{mib:.0f} MiB" if mib < 10_000 else f"{mib / 1024:.1f} GiB",
+    }
+    return ", ".join(text(figures[name]) for name, text in texts.items() if name in figures)
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def draw(space: SearchSpace, architecture: Architecture) -> str:

@@ -40,6 +40,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -48,7 +50,7 @@ def process_group(device: torch.device) -> Iterator[None]:
             raise
         raise RankError(
             f"rank {rank()} of {world_size()} lost another process ({str(error).splitlines()[0]}). Its own message "
-            "says why it ended. Start the same command again with --resume to go on from the last checkpoint."
+            "says why it ended. Run the same command again (search: with --resume) to go on from the last checkpoint."
         ) from error
     finally:
         with contextlib.suppress(Exception):  # peers may be gone
@@ -74,12 +76,11 @@ def averaged(values: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The mean of each tensor over the ranks; None stays None. The tensors themselves are left alone."""
     if world_size() == 1:
         return list(values)
-    means = [None if value is None else value.detach().clone() for value in values]
-    for mean in means:
-        if mean is not None:
-            dist.all_reduce(mean)
-            mean /= world_size()
-    return means
+    existing = [value.detach().float() for value in values if value is not None]
+    flat = torch.cat([value.reshape(-1) for value in existing])
+    dist.all_reduce(flat)
+    parts = iter(torch.split(flat / world_size(), [value.numel() for value in existing]))
+    return [None if value is None else next(parts).view_as(value).to(value.dtype) for value in values]
 
 
 def require_same(what: str, number: int) -> None:

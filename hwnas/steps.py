@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hwnas.data import BatchStream, ImageData, load_data
+from hwnas.accuracy import PathAccuracy
+from hwnas.checkpoint import load_checkpoint
+from hwnas.compute import Compute
+from hwnas.data import ImageData, load_data
+from hwnas.distributed import barrier, process_group, rank, world_size
 from hwnas.errors import EnvironmentMismatchError, RunError, UsageError
 from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -17,22 +23,22 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import Progress, no_progress
 from hwnas.plugins import create_exporter, create_profiler
-from hwnas.recipes import create_recipe
+from hwnas.recipes import create_recipe, recipe_origin
 from hwnas.run import RunFolder, origin, table_hash
 from hwnas.search.loop import SearchResult, search
+from hwnas.search.protocols import Finished
 from hwnas.search.target import DerivationRound, meet_target
-from hwnas.space import Architecture, SearchSpace, macs, parameters
-from hwnas.supernet.supernet import Network, Supernet, extract, recalibrate_batchnorm
-from hwnas.training import TrainingOptions, evaluate, train
+from hwnas.space import SearchSpace, macs, parameters
+from hwnas.supernet.supernet import Network
+from hwnas.training import Scores, TrainingOptions, train
 
 if TYPE_CHECKING:
     from hwnas.plugins import Profiler
 
+log = logging.getLogger("hwnas")
+
 DEFAULT_TARGET = 0.5
 """Position of the default target between the fastest (0) and the slowest (1) network."""
-
-NUM_RECALIBRATION = 8
-"""Training batches for batch-norm statistics of a derived path."""
 
 
 def default_target_ms(model: LatencyModel) -> float:
@@ -47,58 +53,113 @@ def search_run(
     output: Path | str,
     *,
     data: str = "digits",
+    classes: int | None = None,
     max_ms: float | None = None,
     recipe: str = "gumbel",
     recipe_arguments: dict[str, Any] | None = None,
     seed: int = 0,
+    compute: Compute = Compute(),
+    weights_from: Path | str | None = None,
     resume: bool = False,
     other_device: bool = False,
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
+    say: Callable[[str], None] = log.info,
 ) -> list[DerivationRound]:
     """Searches a space under a limit and writes the run folder.
+
+    Under ``torchrun`` all processes search together; rank 0 derives, measures and writes.
 
     Args:
         space: What to choose from.
         table: Latency of its operators; must be saved.
         output: The run folder.
         data: Data set, such as ``digits`` or ``imagenet:PATH``.
+        classes: Use only this many classes of it.
         max_ms: The limit; the middle of the reachable range if not given.
-        recipe: Name of the method.
+        recipe: Name of the method, or ``FILE.py:FUNCTION`` for one of your own.
         recipe_arguments: Keyword arguments of the method.
         seed: Decides everything random.
+        compute: Device, number format and memory savings.
+        weights_from: Another run of this space, whose supernet to start from.
         resume: Go on with an interrupted run.
         other_device: Accept a table of another device; nothing is then measured here.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
+        say: Told what memory a step is predicted to need, and what it needed.
 
     Returns:
-        The derivation's rounds; the last one is the result.
+        The derivation's rounds; the last one is the result. Empty on ranks other than 0.
 
     Raises:
         InfeasibleBudgetError: The limit is below the fastest network.
         EnvironmentMismatchError: The table is of another device and ``other_device`` is not set.
         HwnasError: Any other error of the parts; see ``hwnas.errors``.
     """
-    model = LatencyModel.from_table(space, table)
-    budget = Budget(model, default_target_ms(model) if max_ms is None else max_ms)
+    budget = _budget(LatencyModel.from_table(space, table), max_ms)
     chosen = create_recipe(recipe, **(recipe_arguments or {}))
-    images = matching_data(data, space, seed)
+    images = matching_data(data, space, seed, classes)
     profiler = None if other_device else profiler_of(table)
     config = {
         "space": space.describe(),
         "table": {"path": str(Path(table.path or "").resolve()), "sha256": table_hash(table)},
         "max_ms": budget.max_ms,
-        "recipe": {"name": recipe, "arguments": recipe_arguments or {}},
+        "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
+        "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
         "data": data,
+        "classes": classes,
         "seed": seed,
         "other_device": other_device,
     }
-    run = RunFolder.create(output, config, resume=resume)
-    result = search(budget, images, chosen, run, seed=seed, checkpoint_seconds=checkpoint_seconds, progress=progress)
-    rounds = list(meet_target(chosen.derivation, result.probabilities, budget, profiler))
-    write_derivation(run, budget, rounds, result, images)
+    with process_group(compute.place):
+        run = _shared_folder(output, config, resume)
+        result = search(
+            budget, images, chosen, run, seed=seed, compute=compute, weights=supernet_weights(space, weights_from),
+            checkpoint_seconds=checkpoint_seconds, progress=progress, say=say,
+        )  # fmt: skip
+        if rank() != 0:
+            return []
+    rounds = list(meet_target(chosen.derivation, _finished(result, compute, seed), budget, profiler))
+    write_derivation(run, budget, rounds, result, images, compute)
     return rounds
+
+
+def _budget(model: LatencyModel, max_ms: float | None) -> Budget:
+    return Budget(model, default_target_ms(model) if max_ms is None else max_ms)
+
+
+def _shared_folder(output: Path | str, config: dict[str, Any], resume: bool) -> RunFolder:
+    """Rank 0 makes the run's folder, then all open it."""
+    if rank() == 0:
+        RunFolder.create(output, config, resume=resume)
+    barrier()
+    return RunFolder.open(output)
+
+
+def supernet_weights(space: SearchSpace, path: Path | str | None) -> dict[str, Tensor] | None:
+    """The supernet of another run.
+
+    Raises:
+        RunError: There is none, or it is of another space.
+    """
+    if path is None:
+        return None
+    other = RunFolder.open(path)
+    snapshot = load_checkpoint(other.file("search.pt"))
+    if snapshot["space"] != space.fingerprint:
+        raise RunError(
+            f"the supernet of {path} is of another space ({snapshot['space']}, here {space.fingerprint}). "
+            "Start from a run of this space, with the same resolution, width and classes."
+        )
+    weights: dict[str, Tensor] = snapshot["supernet"]
+    return weights
+
+
+def _finished(result: SearchResult, compute: Compute, seed: int) -> Finished:
+    """Scores paths on the images of the architecture half; where there is none, on those that trained the weights."""
+    held_out = result.weight_images if result.arch_images is None else result.arch_images
+    accuracy = PathAccuracy(result.supernet, result.weight_images, held_out, compute, seed)
+    return Finished(result.probabilities, accuracy, seed)
 
 
 def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> list[DerivationRound]:
@@ -114,19 +175,20 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     """
     budget, config = run.budget(), run.config
     recipe = create_recipe(config["recipe"]["name"], **config["recipe"]["arguments"])
-    images = matching_data(config["data"], budget.model.space, config["seed"])
-    result = search(budget, images, recipe, run, seed=config["seed"])  # finished: restores the checkpoint
+    images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])
+    compute = Compute()
+    result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
+    finished = _finished(result, compute, config["seed"])
     limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
     rounds = list(
         meet_target(
-            recipe.derivation, result.probabilities, budget, profiler_of(run.table()),
-            num_rounds=num_rounds, limit_ms=limit,
+            recipe.derivation, finished, budget, profiler_of(run.table()), num_rounds=num_rounds, limit_ms=limit
         )
-    )  # fmt: skip
+    )
     if rounds:
         earlier = read_json(run.file("derivation.json"))["rounds"]
         earlier[-1] |= {"measured_ms": measured_ms, "met": False}
-        write_derivation(run, budget, rounds, result, images, earlier=earlier)
+        write_derivation(run, budget, rounds, result, images, compute, earlier=earlier)
         run.file("training.pt").unlink(missing_ok=True)
     return rounds
 
@@ -136,47 +198,57 @@ def train_run(
     *,
     data: str | None = None,
     options: TrainingOptions | None = None,
+    compute: Compute | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
 ) -> float:
     """Trains the run's architecture from scratch; writes ``weights.safetensors`` and ``training.json``.
+
+    Under ``torchrun`` all processes train together; rank 0 writes.
 
     Returns:
         Top-1 accuracy on the held-out images.
     """
     from safetensors.torch import save
 
-    options = options or TrainingOptions()
+    options, compute = options or TrainingOptions(), compute or Compute()
     space, architecture, seed = run.space(), run.architecture(), run.config["seed"]
-    images = matching_data(data or run.config["data"], space, seed)
+    images = matching_data(data or run.config["data"], space, seed, run.config["classes"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(space, architecture)
-    accuracy = train(
-        network, images, run, options=options, seed=seed, identity=architecture.id,
-        checkpoint_seconds=checkpoint_seconds, progress=progress,
-    )  # fmt: skip
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    with process_group(compute.place):
+        scores = train(
+            network, images, run, options=options, compute=compute, seed=seed, identity=architecture.id,
+            checkpoint_seconds=checkpoint_seconds, progress=progress,
+        )  # fmt: skip
+        if rank() != 0:
+            return scores.top1
+        ranks = world_size()
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomic(run.file("weights.safetensors"), save(weights, {"architecture": architecture.to_json()}))
-    operators = space.operators(architecture)
-    write_json(
-        run.file("training.json"),
-        {
-            "accuracy": accuracy,
-            "data": images.spec,
-            "classes": list(images.classes),
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "num_train": len(images.train),
-            "num_val": len(images.val),
-            "epochs": options.num_epochs,
-            "architecture": architecture.id,
-            "parameters": sum(map(parameters, operators)),
-            "macs": sum(map(macs, operators)),
-            "origin": origin(),
-        },
-    )
-    return accuracy
+    document = _training_document(network, images, scores)
+    how = {"options": asdict(options), "compute": asdict(compute), "ranks": ranks, "epochs": options.num_epochs}
+    write_json(run.file("training.json"), document | how | {"origin": origin()})
+    return scores.top1
+
+
+def _training_document(network: Network, images: ImageData, scores: Scores) -> dict[str, Any]:
+    operators = network.space.operators(network.architecture)
+    return {
+        "accuracy": scores.top1,
+        "top5": scores.top5,
+        "loss": scores.loss,
+        "data": images.spec,
+        "classes": list(images.classes),
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "num_train": len(images.train),
+        "num_val": len(images.val),
+        "architecture": network.architecture.id,
+        "parameters": sum(map(parameters, operators)),
+        "macs": sum(map(macs, operators)),
+    }
 
 
 def trained_network(run: RunFolder) -> Network:
@@ -224,17 +296,18 @@ def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32
     return plugin.export(network, path, input_shape=model.space.input_shape, precision=precision, metadata=metadata)
 
 
-def matching_data(spec: str, space: SearchSpace, seed: int) -> ImageData:
-    """A data set at the space's resolution.
+def matching_data(spec: str, space: SearchSpace, seed: int, classes: int | None = None) -> ImageData:
+    """A data set at the space's resolution, or that many classes of it.
 
     Raises:
         UsageError: It has another number of classes than the space.
     """
-    images = load_data(spec, resolution=space.input_shape[1], seed=seed)
+    images = load_data(spec, resolution=space.input_shape[1], seed=seed, num_classes=classes)
     if len(images.classes) != space.num_classes:
         raise UsageError(
             f"data set '{spec}' has {len(images.classes)} classes, space '{space.name}' was built for "
-            f"{space.num_classes}. Pass --num-classes {len(images.classes)} when profiling and searching."
+            f"{space.num_classes}. Pass --num-classes {len(images.classes)} when profiling and searching; "
+            "to search on some of the classes, --num-classes with fewer."
         )
     return images
 
@@ -269,12 +342,14 @@ def write_derivation(
     rounds: list[DerivationRound],
     result: SearchResult,
     data: ImageData,
+    compute: Compute,
     *,
     earlier: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Records how the limit was met, and the architecture that did."""
     model, chosen = budget.model, rounds[-1].architecture
     operators = model.space.operators(chosen)
+    paths = PathAccuracy(result.supernet, result.weight_images, data.val, compute, run.config["seed"])
     write_json(
         run.file("derivation.json"),
         {
@@ -299,16 +374,7 @@ def write_derivation(
             ],
             "overhead_ms": model.overhead_ms,
             "probabilities": {name: p.tolist() for name, p in result.probabilities.items()},
-            "accuracy": _inherited_accuracy(result.supernet, chosen, data, run.config["seed"]),
+            "accuracy": {"inherited": paths.as_trained(chosen), "recalibrated": paths(chosen)},
         },
     )
     run.save_architecture(chosen)
-
-
-def _inherited_accuracy(supernet: Supernet, architecture: Architecture, data: ImageData, seed: int) -> dict[str, float]:
-    """Held-out accuracy of the derived path with the supernet's weights, before and after recalibration."""
-    network = extract(supernet, architecture)
-    before = evaluate(network, data.val)
-    stream = BatchStream(data.train, min(64, len(data.train)), seed=seed, augment=False).batches(0)
-    recalibrate_batchnorm(network, (next(stream)[0] for _ in range(NUM_RECALIBRATION)))
-    return {"inherited": before, "recalibrated": evaluate(network, data.val)}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,10 @@ class Started:
     def kill(self, number: signal.Signals) -> tuple[int, str]:
         """Sends a signal; returns exit code and messages."""
         os.kill(int((self.folder / "pid").read_text()), number)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Waits for its end; returns exit code and messages."""
         wait_until(lambda: self.over)
         return int((self.folder / "code").read_text()), (self.folder / "err").read_text()
 
@@ -153,25 +158,53 @@ def forks() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def start(
+def start_process(
     forks: subprocess.Popen[str], toyprof: Path, packages: Packages, tmp_path: Path
 ) -> Iterator[Callable[..., Started]]:
-    """Starts a command in a process of its own, one a test."""
-    started = Started(tmp_path / "started")
-    started.folder.mkdir()
+    """Starts commands in processes of their own, each with a name and environment variables."""
+    begun: list[Started] = []
 
-    def begin(*arguments: object) -> Started:
-        folders = [str(toyprof), str(packages.folder)]
-        request = {"arguments": [*map(str, arguments)], "folders": folders, "folder": str(started.folder)}
+    def begin(name: str, environment: dict[str, str], *arguments: object) -> Started:
+        started = Started(tmp_path / name)
+        started.folder.mkdir()
+        request = {
+            "arguments": [*map(str, arguments)],
+            "folders": [str(toyprof), str(packages.folder)],
+            "folder": str(started.folder),
+            "environment": environment,
+        }
         assert forks.stdin is not None
         forks.stdin.write(json.dumps(request) + "\n")
         forks.stdin.flush()
         wait_until((started.folder / "pid").exists)
+        begun.append(started)
         return started
 
     yield begin
-    if (started.folder / "pid").exists() and not started.over:
-        started.kill(signal.SIGKILL)
+    for started in begun:
+        if not started.over:
+            started.kill(signal.SIGKILL)
+
+
+@pytest.fixture
+def start(start_process: Callable[..., Started]) -> Callable[..., Started]:
+    """Starts a command in a process of its own, one a test."""
+    return lambda *arguments: start_process("started", {}, *arguments)
+
+
+@pytest.fixture
+def start_ranks(start_process: Callable[..., Started]) -> Callable[..., list[Started]]:
+    """Starts two ranks of one command, as ``torchrun`` does."""
+
+    def begin(*arguments: object) -> list[Started]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        ranks = ("0", "1")
+        return [start_process(f"rank{r}", {**common, "RANK": r, "LOCAL_RANK": r}, *arguments) for r in ranks]
+
+    return begin
 
 
 @pytest.fixture(scope="session")

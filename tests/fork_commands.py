@@ -1,7 +1,8 @@
 """Starts commands as processes of their own, forked off this one, which has everything imported.
 
 To import takes longer than the commands themselves. Reads one JSON object a line from its standard input:
-the arguments, folders of installed packages, and a folder that gets ``err``, ``pid`` and at last ``code``.
+the arguments, folders of installed packages, environment variables, and a folder that gets ``err``, ``pid`` and at
+last ``code``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import sklearn.datasets  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
@@ -27,13 +29,14 @@ def write(path: Path, number: int) -> None:
     path.with_suffix(".new").rename(path)
 
 
-def run(arguments: list[str], folders: list[str], folder: Path) -> None:
+def run(arguments: list[str], folders: list[str], folder: Path, environment: dict[str, str]) -> None:
     """Runs a command, and ends this process."""
     code: object = 70
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs in the background
     with (folder / "err").open("w") as err:
         os.dup2(err.fileno(), 1)
         os.dup2(err.fileno(), 2)
+    os.environ.update(environment)
     sys.argv, sys.path[:0] = ["hwnas", *arguments], folders
     try:
         main()
@@ -47,12 +50,20 @@ def run(arguments: list[str], folders: list[str], folder: Path) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
 
+def watch(request: dict[str, Any]) -> None:
+    """Starts a command, waits for its end, and ends this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    folder = Path(request["folder"])
+    child = os.fork()
+    if child == 0:
+        run(request["arguments"], request["folders"], folder, request["environment"])
+    write(folder / "pid", child)
+    write(folder / "code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
     for line in sys.stdin:
-        request = json.loads(line)
-        folder = Path(request["folder"])
-        child = os.fork()
-        if child == 0:
-            run(request["arguments"], request["folders"], folder)
-        write(folder / "pid", child)
-        write(folder / "code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        if os.fork() == 0:
+            watch(json.loads(line))

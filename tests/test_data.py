@@ -1,7 +1,6 @@
-"""Specs, digits, splits and batches; see also test_data_arrays.py and test_data_folders.py."""
+"""Specs, digits, splits, batches and their parts; see also the other test_data_*.py."""
 
 import itertools
-import multiprocessing
 import pickle
 import sys
 from pathlib import Path
@@ -10,10 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.data import BatchStream, ImageData, ImageDataset, evaluation_batches, load_data, split_stratified
+from hwnas.data import (
+    BatchStream,
+    ImageData,
+    ImageDataset,
+    evaluation_batches,
+    load_data,
+    randaugment,
+    split_stratified,
+)
 from hwnas.errors import DataError, MissingPackageError, UnknownNameError, UsageError
-
-forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12+, torch's threads
 
 
 @pytest.fixture(scope="module")
@@ -237,29 +242,27 @@ def test_stream_leaves_the_global_random_state_alone(digits: ImageData) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@forks
-def test_workers_give_the_same_batches_and_end_with_the_iterator(digits: ImageData) -> None:
-    expected = BatchStream(digits.train, 16, seed=1).batches(40)
-    batches = BatchStream(digits.train, 16, seed=1, num_workers=2).batches(40)
-    for _ in range(4):
-        (images, labels), (same_images, same_labels) = next(batches), next(expected)
-        assert torch.equal(images, same_images)
-        assert torch.equal(labels, same_labels)
-    assert len(multiprocessing.active_children()) == 2
-    batches.close()
-    assert multiprocessing.active_children() == []
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"batch_size": 13}, "batch size 13 is larger than the data set, which has 12 images.*at most 12"),
-        ({"batch_size": 0}, "batch size 0 holds no image; expected 1 or more"),
+        ({"batch_size": 1}, "batch size 1 cannot be shared.*at least 2 images each, for batch-norm"),
+        (
+            {"batch_size": 8, "num_ranks": 3},
+            r"batch size 8 cannot be shared among 3 rank\(s\); expected a multiple of 3",
+        ),
+        ({"batch_size": 6, "num_ranks": 6}, "batch size 6 cannot be shared among 6.*at least 2 images each"),
+        (
+            {"batch_size": 26, "num_ranks": 13},
+            "13 ranks are more than the data set has images, 12; expected at least 2",
+        ),
+        ({"batch_size": 4, "rank": 2, "num_ranks": 2}, "rank 2 of 2 ranks cannot be; expected 0 <= rank < num_ranks"),
+        ({"batch_size": 4, "augment": False, "extra": randaugment()}, "'extra' has no effect.*set augment=True"),
         ({"batch_size": 4, "num_workers": -1}, "num_workers -1 is negative; expected 0 or more"),
         ({"batch_size": 4, "seed": -3}, "seed -3 is negative"),
     ],
 )
-def test_streams_that_cannot_be(settings: dict[str, int], message: str, twelve: ImageData) -> None:
+def test_streams_that_cannot_be(settings: dict[str, object], message: str, twelve: ImageData) -> None:
     with pytest.raises(UsageError, match=message):
         BatchStream(twelve.train, **{"seed": 0, **settings})
 
@@ -277,3 +280,42 @@ def test_evaluation_is_one_ordered_pass(twelve: ImageData) -> None:
     assert torch.cat([labels for _, labels in batches]).tolist() == twelve.train.labels.tolist()
     with pytest.raises(UsageError, match="batch size 0"):
         evaluation_batches(twelve.train, 0)
+
+
+# --- several ranks
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_together_see_the_batch_of_one_process(num_ranks: int, digits: ImageData) -> None:
+    settings = {"seed": 2, "extra": randaugment()}
+    expected = BatchStream(digits.train, 64, **settings).batches(20)
+    streams = [BatchStream(digits.train, 64, rank=rank, num_ranks=num_ranks, **settings) for rank in range(num_ranks)]
+    assert len({stream.steps_per_epoch for stream in streams}) == 1
+    parts = zip(*(stream.batches(20) for stream in streams), strict=True)
+    for (images, labels), joint in itertools.islice(zip(expected, parts, strict=False), 3):  # across an epoch of 22
+        assert [len(part) for _, part in joint] == [64 // num_ranks] * num_ranks
+        assert torch.equal(images, torch.cat([part for part, _ in joint]))
+        assert torch.equal(labels, torch.cat([part for _, part in joint]))
+
+
+def test_a_rank_reads_its_own_images_only(twelve: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = type(twelve.train._images).evaluation_image
+    monkeypatch.setattr(
+        type(twelve.train._images),
+        "evaluation_image",
+        lambda images, index: (read.append(index), original(images, index))[1],
+    )
+    next(BatchStream(twelve.train, 12, seed=0, rank=1, num_ranks=3).batches(0))
+    assert len(read) == len(set(read)) == 4
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5, 13])
+def test_ranks_evaluate_every_image_once(num_ranks: int, twelve: ImageData) -> None:
+    ranks = [list(evaluation_batches(twelve.train, 2, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    seen = torch.cat([images for batches in ranks for images, _ in batches])
+    assert sorted(numbers(twelve, seen)) == list(range(12))
+    sizes = [sum(len(labels) for _, labels in batches) for batches in ranks]
+    assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(UsageError, match=f"rank {num_ranks} of {num_ranks} ranks cannot be"):
+        evaluation_batches(twelve.train, 2, rank=num_ranks, num_ranks=num_ranks)

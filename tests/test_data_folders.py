@@ -1,7 +1,6 @@
 """Folders of image files, small ones made here and real ones from ../shared/data."""
 
 import io
-import multiprocessing
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from hwnas.errors import DataError
 
 SHARED = Path(os.environ.get("HWNAS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision publishes them
-forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12+, torch's threads
 
 
 def shared(name: str) -> Path:
@@ -187,16 +185,6 @@ def test_sixteen_bit_image_is_refused_rather_than_clipped(folder: Path) -> None:
     val = image_of(folder, Image.fromarray(np.full((20, 20), 40000, np.uint16))).val
     with pytest.raises(DataError, match=r"3\.png cannot be read \(its pixels have mode I;16, expected 8 bits"):
         val[0]
-
-
-@forks
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_name_the_unreadable_image(num_workers: int, folder: Path) -> None:
-    (folder / "val/cat/3.png").write_text("text")
-    val = load_data(f"imagefolder:{folder}", resolution=16).val
-    with pytest.raises(DataError, match=r"^image .*/val/cat/3\.png cannot be read [^\n]*Replace [^\n]*$"):
-        next(evaluation_batches(val, 2, num_workers=num_workers))
-    assert multiprocessing.active_children() == []
 
 
 # --- folders that cannot be used

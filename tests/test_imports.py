@@ -20,6 +20,7 @@ SHARED = {
     "_version",
     "files",
     "plugins",
+    "memory",
     "metrics",
     "checkpoint",
     "compute",
@@ -31,7 +32,20 @@ SHARED = {
 }
 """Modules beside the layers that layers may use."""
 
-ABOVE = {"steps", "demo", "cli", "cli_options", "cli_profile", "cli_tables", "console", "testing", "__main__"}
+ABOVE = {
+    "steps",
+    "accuracy",
+    "training",
+    "demo",
+    "cli",
+    "cli_options",
+    "cli_profile",
+    "cli_tables",
+    "cli_train",
+    "console",
+    "testing",
+    "__main__",
+}
 """Modules that no layer may use."""
 
 PLUGIN_PACKAGES = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnxscript", "sklearn"}

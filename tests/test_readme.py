@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hwnas.recipes import create_recipe
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -56,9 +58,17 @@ def test_the_single_commands_run_the_whole_loop(folder: Path) -> None:
     assert {"architecture.json", "weights.safetensors", "model.onnx", "verification.json", "report.html"} <= names
 
 
+def test_the_example_of_a_recipe_is_one(tmp_path: Path) -> None:
+    example, *_ = blocks("README.md", "python")
+    (tmp_path / "my.py").write_text(example)
+    recipe = create_recipe(f"{tmp_path / 'my.py'}:my_recipe", rate=0.02)
+    assert (recipe.name, recipe.arch_lr, len(recipe.regularizers)) == ("my_recipe", 0.02, 2)
+
+
 @pytest.mark.slow
 def test_the_python_example_runs(folder: Path) -> None:
-    for script, said in zip(blocks("README.md", "python"), ("MAPE", "ms predicted"), strict=True):
+    _, *examples = blocks("README.md", "python")
+    for script, said in zip(examples, ("MAPE", "ms predicted"), strict=True):
         assert said in run([sys.executable, "-W", "error", "-c", script], folder)
 
 

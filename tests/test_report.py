@@ -16,6 +16,7 @@ import typer
 from hwnas.deploy.report import report
 
 from hwnas.cli import app
+from hwnas.compute import Compute
 from hwnas.data import ImageData, load_data
 from hwnas.errors import RunError
 from hwnas.latency.budget import Budget
@@ -81,11 +82,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "space": space.describe(),
         "table": {"path": str(table.path), "sha256": table_hash(table)},
         "max_ms": TARGET_MS,
-        "recipe": {"name": "gumbel", "arguments": {"num_epochs": 3}},
+        "recipe": {"name": "gumbel", "arguments": {"num_epochs": 3, "arch_every": 1}},
         "data": data.spec,
-        "seed": 7,
-        "other_device": False,
-    }
+    } | {"seed": 7, "other_device": False, "classes": None}
     run = RunFolder.create(folder / "run", config, resume=False)
     probabilities = {c.name: torch.linspace(1, 2, len(c.options)).softmax(0) for c in space.choices}
     chosen = space.architecture([len(c.options) - 1 for c in space.choices])
@@ -93,12 +92,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         DerivationRound(space.architecture([0] * len(space.choices)), TARGET_MS, 0.24, 0.26, met=False),
         DerivationRound(chosen, 0.23, budget.model.exact_ms(chosen), 0.2, met=True),
     ]
-    write_derivation(run, budget, rounds, SearchResult(Supernet(space), probabilities), data)
+    result = SearchResult(Supernet(space), probabilities, data.train)
+    write_derivation(run, budget, rounds, result, data, Compute(device="cpu"))
     log = [{"step": s, "weight_loss": 2 - s / 9, "multiplier": 0.0, "probabilities": {}} for s in range(9)]
-    log[7] |= {"expected_ms": 0.22}
-    log[8] |= {"expected_ms": 0.21, "arch_loss": math.nan}
+    log[7]["expected_ms"], log[8]["expected_ms"], log[8]["arch_loss"] = 0.22, 0.21, math.nan
     run.file("search.jsonl").write_text("".join(json.dumps(each) + "\n" for each in log))
-    train_run(run, options=TrainingOptions(num_epochs=2, batch_size=4))
+    train_run(run, options=TrainingOptions(num_epochs=2, batch_size=4, ema=0.5), compute=Compute(device="cpu"))
     verification = json.loads(PROOF) | {"environment": table.environment.to_dict(), "origin": origin()}
     verification["architecture"] = chosen.id
     verification["latency"]["predicted_ms"] = budget.model.exact_ms(chosen)
@@ -385,15 +384,16 @@ def test_commands_are_those_of_the_command_line(run: Path) -> None:
         parsed[name] = group.commands[name].make_context(name, list(arguments)).params  # type: ignore[attr-defined]
     assert list(parsed) == ["profile", "search", "train", "export", "verify", "report"]
     assert parsed["profile"] | {"networks": 6, "resolution": 16, "threads": 1} == parsed["profile"]
-    assert parsed["search"] | {"max_ms": TARGET_MS, "epochs": 3, "seed": 7} == parsed["search"]
-    assert parsed["train"]["epochs"] == 2
+    searched = {"max_ms": TARGET_MS, "epochs": 3, "settings": ["arch_every=1"], "seed": 7, "weights_from": None}
+    assert parsed["search"] | searched == parsed["search"]
+    assert parsed["train"] | {"epochs": 2, "batch_size": 4, "ema": 0.5, "lr": None, "device": "cpu"} == parsed["train"]
     assert Path(parsed["search"]["output"]) == run
 
 
 def test_provenance_is_complete(run: Path) -> None:
     page, document = written(run)
     config = json.loads((run / "run.json").read_text())["config"]
-    for fact in (config["table"]["sha256"], "Test <chip>", "onnxruntime", "fp32", "gumbel(num_epochs=3)"):
+    for fact in (config["table"]["sha256"], "Test <chip>", "onnxruntime", "fp32", "gumbel(num_epochs=3, arch_every=1)"):
         assert fact in page.text
     assert document["provenance"]["table"]["rows"] == len(LatencyTable.load(config["table"]["path"]).entries)
     assert document["provenance"]["search"]["seed"] == 7

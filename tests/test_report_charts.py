@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hwnas.deploy.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Series, curves, smooth, ticks
-from hwnas.deploy.report.figures import Bar, bars, chain
+from hwnas.deploy.report.figures import CENTRE, ROW, Bar, bars, chain
 from hwnas.deploy.report.markup import Markup, tag
 
 
@@ -39,6 +39,35 @@ def test_flat_curve_and_single_point_are_drawn_inside() -> None:
         assert all(0 <= number <= 400 for number in numbers)
 
 
+def ticks_of(drawing: str) -> list[str]:
+    return re.findall(r'class="tick (?:middle|end)">([^<]+)<', drawing)
+
+
+def test_steps_are_whole_numbers() -> None:
+    for num_epochs, expected in ((1, ["1"]), (3, ["1", "2", "3"])):
+        drawing = curves([Series("a", [(x, 5.0 + x) for x in range(1, num_epochs + 1)])], label="A", x_label="epoch")
+        found = ticks_of(drawing)
+        assert found[found.index("epoch") - len(expected) :] == [*expected, "epoch"]
+
+
+def test_tiny_values_are_powers_of_ten() -> None:
+    drawing = curves([Series("rate", [(0, 0.0), (1, 5e-5)])], label="Rate", x_label="step")
+    assert "2.0×10⁻⁵" in ticks_of(drawing)
+    assert "0.00002" not in drawing
+
+
+def test_axis_holds_what_it_is_told_and_the_target_lies_on_top() -> None:
+    drawing = curves([Series("a", [(50, 1.0), (100, 2.0)])], label="A", x_label="step", reference=3.0, also_x=[0, 100])
+    (start, *_), (target_start, *_, target_end, _) = (
+        [float(number) for number in re.findall(r"[\d.]+", path)]
+        for path in re.findall(r'class="(?:curve a|target)" d="([^"]+)"', drawing)
+    )
+    # half of the axis, which spans 0 to 100, lies to the left of the curve
+    assert start == pytest.approx((LEFT + WIDTH - RIGHT) / 2, abs=0.11)
+    assert (target_start, target_end) == (LEFT, WIDTH - RIGHT)
+    assert drawing.index('class="target"') > drawing.index('class="curve a"')
+
+
 def test_axes_put_small_values_low_and_left() -> None:
     axes = Axes((0.0, 10.0), (0.0, 1.0))
     assert axes.place((0.0, 0.0)) == (LEFT, HEIGHT - BOTTOM)
@@ -46,8 +75,21 @@ def test_axes_put_small_values_low_and_left() -> None:
 
 
 def layer(op: str, **properties: Any) -> dict[str, Any]:
-    plain = {"expansion": None, "kernel": None, "residual": False, "skipped": op == "skip", "stride": 1}
-    return plain | {"name": op, "op": op, "out_shape": [8, 4, 4]} | properties
+    plain = {"expansion": None, "groups": None, "kernel": None, "residual": False, "stride": 1, "inputs": [0]}
+    shapes = {"in_shape": [8, 4, 4], "out_shape": [8, 4, 4]}
+    return plain | shapes | {"name": op, "op": op, "skipped": op == "skip"} | properties
+
+
+def chained(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each | {"inputs": [position - 1]} for position, each in enumerate(layers)]
+
+
+def lines(drawing: str) -> list[list[float]]:
+    """Ends of the lines that show what flows where: x and y of the start, x and y of the end."""
+    return [
+        [float(number) for number in re.findall(r"[\d.]+", path)]
+        for path in re.findall(r'class="flow" d="([^"]+)"', drawing)
+    ]
 
 
 def test_layers_are_drawn_as_they_are() -> None:
@@ -57,18 +99,45 @@ def test_layers_are_drawn_as_they_are() -> None:
         layer("mbconv", kernel=7, expansion=3, stride=2),
         layer("skip"),
     ]
-    drawing = chain(layers, [3, 8, 8])
+    drawing = chain(chained(layers), [3, 8, 8])
     assert [drawing.count(f'class="{mark}"') for mark in ("skipped", "residual", "box k3", "box k5", "box k7")] == [
         1
     ] * 5
     assert "mbconv: MBConv 5×5 e6, to 8 × 4×4; mbconv: MBConv 7×7 e3, stride 2, to 8 × 4×4" in drawing
     assert "skip: skipped, stays 8 × 4×4" in drawing
+    # the input, between four layers, and through the skipped one; all down the middle
+    assert [(x, to_x) for x, _, to_x, _ in lines(drawing)] == [(CENTRE, CENTRE)] * (1 + 3 + 1)
     widths = []
     for box in re.findall(r'class="box k\d" d="M([^"]+)Z"', drawing):
         left, right, lower_right, lower_left = (float(corner.split()[0]) for corner in box.split("L"))
         widths.append(right - left)
         assert (lower_right - lower_left < right - left) == (len(widths) in (1, 3))  # those with stride 2
     assert widths[0] < widths[2] < widths[1]  # by expansion
+
+
+def test_a_graph_is_drawn_with_what_is_added_up_and_where_it_goes() -> None:
+    # 0 feeds 1 and 2; their sum feeds 3, which alone feeds 4.
+    inputs = [[-1], [0], [0], [1, 2], [3]]
+    layers = [layer("relu_conv", name=f"node{n}", kernel=3, inputs=each) for n, each in enumerate(inputs)]
+    drawing = chain(layers, [8, 4, 4])
+    middle = [each for each in lines(drawing) if each[0] == each[2] == CENTRE]
+    assert len(middle) == 2, "into the first layer, and from 3 to 4"
+    down = [each for each in lines(drawing) if each[0] == each[2] != CENTRE]
+    assert len({each[0] for each in down}) == 2, "two lines beside each other, as both pass layer 2"
+    rows = {tuple(int(y // ROW) - 1 for y in (start, end)) for _, start, _, end in down}
+    assert rows == {(0, 2), (1, 3)}
+    assert drawing.count("<circle") == 2 + 1, "a dot where something enters: 1, 2 and 3"
+
+
+def test_none_is_no_way_through() -> None:
+    assert len(lines(chain(chained([layer("none")]), [8, 4, 4]))) == 1, "into the box only"
+    assert len(lines(chain(chained([layer("skip")]), [8, 4, 4]))) == 2
+
+
+def test_skipped_layers_that_change_the_shape_and_groups_say_so() -> None:
+    layers = [layer("skip", stride=2, in_shape=[8, 8, 8]), layer("mbconv", kernel=3, expansion=1, groups=2)]
+    drawing = chain(chained(layers), [8, 8, 8])
+    assert "skip: skipped, stride 2, to 8 × 4×4; mbconv: MBConv 3×3 e1 g2, to 8 × 4×4." in drawing
 
 
 def test_negative_bars_end_where_positive_ones_start() -> None:
@@ -83,4 +152,6 @@ def test_negative_bars_end_where_positive_ones_start() -> None:
 
 def test_long_names_are_shortened_and_kept_as_a_title() -> None:
     drawing = bars([Bar("stage10_layer100", 1.0)], label="Latency", places=1)
-    assert "<title>stage10_layer100</title>stage…ayer100</text>" in drawing
+    assert "<title>stage10_layer100</title>s10_layer100</text>" in drawing
+    drawing = bars([Bar("block_with_a_long_name", 1.0)], label="Latency", places=1)
+    assert "<title>block_with_a_long_name</title>block…ng_name</text>" in drawing

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .markup import Markup
-from .numbers import decimals, fixed
+from .numbers import decimals, fixed, scientific
 from .svg import Point, dot, line, path, svg, text
 
 Text = Callable[[float, int], str]
@@ -17,6 +17,9 @@ Text = Callable[[float, int], str]
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
+
+MOST_PLACES = 4
+"""Decimal places that have room to the left of a chart."""
 
 SMOOTHING = 20
 """The thick curve is a running mean over one part in this many of the points."""
@@ -47,9 +50,9 @@ class Axes:
     y: Point
 
     @classmethod
-    def around(cls, points: Sequence[Point], *, also_y: Sequence[float] = ()) -> Axes:
+    def around(cls, points: Sequence[Point], *, also_x: Sequence[float] = (), also_y: Sequence[float] = ()) -> Axes:
         """Axes that hold all points, with a little air above and below."""
-        xs, ys = [p[0] for p in points], [*(p[1] for p in points), *also_y]
+        xs, ys = [*(p[0] for p in points), *also_x], [*(p[1] for p in points), *also_y]
         return cls(_span(min(xs), max(xs), 0.0), _span(min(ys), max(ys), 0.06))
 
     def place(self, point: Point) -> Point:
@@ -58,22 +61,23 @@ class Axes:
         up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    def draw(self, x_label: str, y_text: Text) -> list[Markup]:
-        """Grid, ticks and the name of the x axis; that of y is the title of the figure."""
+    def draw(self, x_label: str, y_text: Text, *, whole: bool = False) -> list[Markup]:
+        """Grid, ticks and the name of the x axis, on which only whole numbers may count; y has the figure's title."""
         marks, base, right = [], HEIGHT - BOTTOM, WIDTH - RIGHT
-        rows, columns = ticks(*self.y), ticks(*self.x)
+        rows, columns = ticks(*self.y), [x for x in ticks(*self.x) if not whole or x.is_integer()]
+        places = 0 if whole else _places(columns)
         for value in rows:
             _, y = self.place((self.x[0], value))
             marks += [
                 line((LEFT, y), (right, y), "grid"),
-                text((LEFT - 6, y + 4), y_text(value, _places(rows)), "tick end"),
+                text((LEFT - 6, y + 4), _tick(value, _places(rows), y_text), "tick end"),
             ]
         for value in columns:
             x, _ = self.place((value, self.y[0]))
             anchor = "end" if x > right - 12 else "middle"
             marks += [
                 line((x, base), (x, base + 4), "axis"),
-                text((x, base + 17), fixed(value, _places(columns)), f"tick {anchor}"),
+                text((x, base + 17), fixed(value, places), f"tick {anchor}"),
             ]
         marks.append(line((LEFT, base), (right, base), "axis"))
         return [*marks, text(((LEFT + right) / 2, HEIGHT - 6), x_label, "tick middle")]
@@ -86,13 +90,22 @@ def curves(
     x_label: str,
     y_text: Text = fixed,
     reference: float | None = None,
+    also_x: Sequence[float] = (),
 ) -> Markup:
-    """Curves over one axis, with a dashed line at the reference if there is one."""
+    """Curves over steps or epochs, with a dashed line at the reference if there is one.
+
+    Args:
+        series: At least one of them with points.
+        label: Begins the alternative text.
+        x_label: Name of the x axis.
+        y_text: Numbers of the y axis; those with many zeros after the point are written as powers of ten.
+        reference: Where the line is.
+        also_x: What the x axis has to hold besides the points.
+    """
     drawn = [each for each in series if each.points]
-    axes = Axes.around([p for each in drawn for p in each.points], also_y=[] if reference is None else [reference])
-    marks = axes.draw(x_label, y_text)
-    if reference is not None:
-        marks.append(path([axes.place((x, reference)) for x in axes.x], "target"))
+    points = [p for each in drawn for p in each.points]
+    axes = Axes.around(points, also_x=also_x, also_y=[] if reference is None else [reference])
+    marks = axes.draw(x_label, y_text, whole=True)
     for each in drawn:
         placed = [axes.place(p) for p in each.points]
         if each.noisy:
@@ -101,6 +114,8 @@ def curves(
         marks.append(path(placed, f"curve {each.tone}"))
         if len(placed) == 1:
             marks.append(dot(placed[0], each.tone))
+    if reference is not None:
+        marks.append(path([axes.place((x, reference)) for x in axes.x], "target"))
     said = "; ".join(f"{each.name} {_course(each.points, y_text)}" for each in drawn)
     return svg(f"{label}: {said}.", WIDTH, HEIGHT, *marks)
 
@@ -143,6 +158,11 @@ def smooth(points: Sequence[Point]) -> list[Point]:
 def _places(values: Sequence[float]) -> int:
     """Decimal places that tell ticks apart."""
     return decimals(round(values[1] - values[0], 12), digits=1) if len(values) > 1 else 3
+
+
+def _tick(value: float, places: int, text: Text) -> str:
+    """A number that fits beside the axis."""
+    return scientific(value) if places > MOST_PLACES else text(value, places)
 
 
 def _course(points: Sequence[Point], text: Text) -> str:

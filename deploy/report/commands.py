@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from hwnas.compute import Compute
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder
+from hwnas.training import TrainingOptions
 
-_RENAMED = {"num_epochs": "epochs"}
-"""Arguments of a recipe whose flag has another name."""
+_RENAMED = {"num_epochs": "epochs", "num_workers": "workers"}
+"""Arguments of a recipe or a training whose flag has another name."""
+
+_PYTHON_ONLY = ("channels_last", "momentum", "warm_up", "distillation_weight", "temperature")
+"""Arguments of a training that the command line does not have."""
 
 
 def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, Any] | None) -> dict[str, str]:
@@ -20,18 +26,18 @@ def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, 
     search = {
         "table": config["table"]["path"],
         "max_ms": config["max_ms"],
+        "weights_from": config.get("weights_from"),
         "recipe": config["recipe"]["name"],
-        **{_RENAMED.get(name, name): value for name, value in config["recipe"]["arguments"].items()},
+        **_recipe_arguments(config["recipe"]["arguments"]),
         "data": config["data"],
         "seed": config["seed"],
         "output": run.path,
+        "other_device": config["other_device"],
     }
-    other = ["--other-device"] if config["other_device"] else []
-    data = (training or config)["data"]
     return {
         **({"profile": _line("profile", *space, *_profile_flags(table, config))} if table else {}),
-        "search": _line("search", *space, *_flags(search), *other),
-        "train": _line("train", run.path, *_flags({"data": data, "epochs": (training or {}).get("epochs")})),
+        "search": _line("search", *space, *_flags(search)),
+        "train": _line("train", run.path, *_flags(_train_arguments(training, config))),
         "export": _line("export", run.path, "--exporter", "onnx"),
         "verify": _line("verify", run.path),
         "report": _line("report", run.path),
@@ -51,6 +57,22 @@ def missing_sections(
     return missing
 
 
+def _recipe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that have a flag, and the others to be set by name."""
+    flags = {name: arguments[name] for name in arguments if name in ("num_epochs", "batch_size")}
+    return {**flags, "set": [f"{name}={value}" for name, value in arguments.items() if name not in flags]}
+
+
+def _train_arguments(training: Mapping[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training was asked for, apart from defaults."""
+    if training is None:
+        return {"data": config["data"]}
+    defaults = {**asdict(TrainingOptions()), **asdict(Compute())}
+    given = {**training.get("options", {}), **training.get("compute", {})}
+    chosen = {name: given[name] for name in given if name not in _PYTHON_ONLY and given[name] != defaults.get(name)}
+    return {"data": training["data"], "num_epochs": training["epochs"], **chosen}
+
+
 def _profile_flags(table: LatencyTable, config: Mapping[str, Any]) -> list[str]:
     environment = table.environment
     record = table.calibrations.get(config["space"]["fingerprint"], {})
@@ -67,8 +89,14 @@ def _profile_flags(table: LatencyTable, config: Mapping[str, Any]) -> list[str]:
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    given = ((name, value) for name, value in arguments.items() if value is not None)
-    return [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
+    """Words of a command line; what is None or False is left out, True is a flag alone, and a list repeats it."""
+    words = []
+    for name, given in arguments.items():
+        flag = f"--{_RENAMED.get(name, name).replace('_', '-')}"
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value is not False:
+                words += [flag] if value is True else [flag, str(value)]
+    return words
 
 
 def _line(*words: Any) -> str:

@@ -57,6 +57,7 @@ def collect(run: RunFolder) -> Document:
     verification = _of_architecture(run, "verification.json", chosen, notes) if training else None
     table, measured = _table(run, space, notes)
     results = _results(derivation, training, verification)
+    results["layers"] = [_layer(*each) for each in zip(derivation["layers"], space.wiring, strict=True)]
     notes += latency_notes(results["latency"], derivation["prediction"], measured, run.config) + table_notes(table)
     document: Document = _finite(
         {
@@ -69,7 +70,8 @@ def collect(run: RunFolder) -> Document:
             "prediction": {**derivation["prediction"], "networks": measured},
             "input_shape": list(space.input_shape),
             "probabilities": _probabilities(space, derivation["probabilities"], chosen["architecture"]),
-            "search": _columns(read_log(run.file("search.jsonl"))),
+            "search": _columns(run, "search") if run.file("search.jsonl").exists() else None,
+            "search_speed": _columns(run, "search-speed"),
             "training": _training(run, training),
             "missing": missing_sections(run, training, verification),
             "provenance": _provenance(run, table, training, verification),
@@ -90,7 +92,6 @@ def _results(derivation: Document, training: Document | None, verification: Docu
         "size": _size(derivation, verification),
         "reachable_ms": derivation["reachable_ms"],
         "rounds": derivation["rounds"],
-        "layers": [_layer(layer) for layer in derivation["layers"]],
         "overhead_ms": derivation["overhead_ms"],
     }
 
@@ -171,13 +172,15 @@ def _size(derivation: Document, verification: Document | None) -> Document:
     }
 
 
-def _layer(layer: Document) -> Document:
+def _layer(layer: Document, inputs: tuple[int, ...]) -> Document:
     op = OpSignature.parse(layer["operator"])
     return {
         **layer,
         "op": op.op,
+        "inputs": list(inputs),
         "kernel": op.attribute("k") or None,
         "expansion": op.attribute("e") or None,
+        "groups": op.attribute("g") or None,
         "residual": bool(op.attribute("r")),
         "skipped": op.op == "skip",
         "stride": op.stride,
@@ -196,11 +199,13 @@ def _probabilities(space: SearchSpace, probabilities: Document, chosen: Document
             ],
         }
         for choice in space.choices
+        if choice.name in probabilities
     ]
 
 
-def _columns(log: list[Document]) -> dict[str, list[Any]]:
+def _columns(run: RunFolder, name: str) -> dict[str, list[Any]]:
     """A log by figure; None where a step did not log it."""
+    log = read_log(run.file(f"{name}.jsonl"))
     names = dict.fromkeys(key for entry in log for key in entry if key != "probabilities")
     return {name: [entry.get(name) for entry in log] for name in names}
 
@@ -211,7 +216,9 @@ def _training(run: RunFolder, training: Document | None) -> Document | None:
     kept = ("data", "num_train", "num_val", "epochs", "accuracy")
     return {
         **{name: training[name] for name in kept},
-        "curve": _columns(read_log(run.file("training.jsonl"))),
+        "top5": training.get("top5"),
+        "curve": _columns(run, "training"),
+        "speed": _columns(run, "training-speed"),
     }
 
 

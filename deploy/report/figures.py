@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .markup import Markup, tag
 from .numbers import decimals, ms
-from .svg import line, path, rect, svg, text
+from .svg import dot, line, path, rect, svg, text
 
 WIDTH = 400
 ROW, BOX = 30, 22
@@ -18,9 +20,12 @@ NAMES, CENTRE, ARC = 92, 200, 306
 NARROW, WIDE, TAPER = 168, 200, 7
 """Width of a box without and with the largest expansion; how much a strided box tapers on each side."""
 
+LANE, LANES = 6, 4
+"""Distance between lines beside the boxes, and how many have room beside the names."""
+
 LONGEST_NAME = 13
 
-NAMED_OPS = {"mbconv": "MBConv"}
+NAMED_OPS = {"mbconv": "MBConv", "skip": "skipped"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def bars(rows: Sequence[Bar], *, label: str, places: int, target_ms: float | Non
 
 
 def chain(layers: Sequence[Mapping[str, Any]], input_shape: Sequence[int]) -> Markup:
-    """The network from top to bottom, one row a layer.
+    """The network from top to bottom, one row a layer; see ``_joined`` for what does not simply follow the layer above.
 
     A box is a layer: stronger in colour with a larger kernel, wider with a larger expansion, tapering where it strides.
     A skipped layer is an empty, dashed box with the line going through; a line around a box is its
@@ -73,17 +78,46 @@ def chain(layers: Sequence[Mapping[str, Any]], input_shape: Sequence[int]) -> Ma
         y = number * ROW
         marks += [_name(layer["name"], y), *_box(layer, y, most)]
         marks.append(text((WIDTH, y + 17), _shape(layer["out_shape"]), "value end"))
-        if number < len(layers):
-            marks.append(line((CENTRE, y + 4 + BOX), (CENTRE, y + ROW + 4), "flow"))
+    marks += _flow([layer["inputs"] for layer in layers])
     said = "; ".join(f"{layer['name']}: {describe(layer)}" for layer in layers)
     label = f"Network of {len(layers)} layers, input {_shape(input_shape)}. {said}."
     return svg(label, WIDTH, ROW * (len(layers) + 1), *marks)
 
 
+def _flow(inputs: Sequence[Sequence[int]]) -> list[Markup]:
+    """What connects the layers: from box to box, or beside them where outputs meet or one goes several ways."""
+    followers_of, meeting = defaultdict[int, list[int]](list), defaultdict[tuple[int, ...], list[int]](list)
+    for target, feeding in enumerate(inputs):
+        for source in feeding:
+            followers_of[source].append(target)
+    for source, some in followers_of.items():
+        if source >= 0:
+            meeting[tuple(some)].append(source)
+    marks, ends = list[Markup](), list[int]()
+    for followers, sources in sorted(meeting.items(), key=lambda item: min(item[1])):
+        if followers == (sources[0] + 1,) and len(inputs[followers[0]]) == 1:
+            y = followers[0] * ROW
+            marks.append(line((CENTRE, y + 4 + BOX), (CENTRE, y + ROW + 4), "flow"))
+        else:
+            lane = next((n for n, end in enumerate(ends) if end <= min(sources)), len(ends))
+            ends[lane : lane + 1] = [max(followers)]
+            marks += _joined(sources, followers, lane)
+    return marks
+
+
+def _joined(sources: Sequence[int], followers: Sequence[int], lane: int) -> list[Markup]:
+    """A line beside the boxes that adds up outputs, below, and feeds the sum into layers, above, with a dot."""
+    x, edge = CENTRE - NARROW / 2 - 4 - LANE * min(lane, LANES - 1), CENTRE - NARROW / 2
+    leave, enter = ([(row + 1) * ROW + offset for row in rows] for rows, offset in ((sources, 21), (followers, 9)))
+    marks = [line((x, min(leave)), (x, max(enter)), "flow")]
+    marks += [line((x, y), (edge, y), "flow") for y in (*leave, *enter)]
+    return [*marks, *(dot((edge, y), "c", radius=2.5) for y in enter)]
+
+
 def describe(layer: Mapping[str, Any]) -> str:
     """A layer in words, for those who do not see the drawing."""
-    end = f"to {_shape(layer['out_shape'])}"
-    return f"skipped, stays {end[3:]}" if layer["skipped"] else f"{_words(layer)}, {end}"
+    stays = layer["skipped"] and layer["in_shape"] == layer["out_shape"]
+    return f"{_words(layer)}, {'stays' if stays else 'to'} {_shape(layer['out_shape'])}"
 
 
 def _box(layer: Mapping[str, Any], y: float, most: int) -> list[Markup]:
@@ -91,9 +125,9 @@ def _box(layer: Mapping[str, Any], y: float, most: int) -> list[Markup]:
     share = ((layer["expansion"] or 1) - 1) / max(1, most - 1)
     half = (NARROW + share * (WIDE - NARROW)) / 2
     words = text((CENTRE, y + 19), _words(layer), "op middle")
-    if layer["skipped"]:
-        through = line((CENTRE, top), (CENTRE, bottom), "flow")
-        return [through, rect((CENTRE - half, top), 2 * half, BOX, "skipped"), words]
+    if layer["skipped"] or layer["op"] == "none":
+        through = [line((CENTRE, top), (CENTRE, bottom), "flow")] if layer["skipped"] else []
+        return [*through, rect((CENTRE - half, top), 2 * half, BOX, "skipped"), words]
     end = half - (TAPER if layer["stride"] > 1 else 0)
     corners = [(CENTRE - half, top), (CENTRE + half, top), (CENTRE + end, bottom), (CENTRE - end, bottom)]
     kernel = min(7, layer["kernel"] or 1)
@@ -103,12 +137,11 @@ def _box(layer: Mapping[str, Any], y: float, most: int) -> list[Markup]:
 
 
 def _words(layer: Mapping[str, Any]) -> str:
-    if layer["skipped"]:
-        return "skipped"
     kernel = f" {layer['kernel']}×{layer['kernel']}" if layer["kernel"] else ""
     expansion = f" e{layer['expansion']}" if layer["expansion"] else ""
+    groups = f" g{layer['groups']}" if layer["groups"] else ""
     stride = f", stride {layer['stride']}" if layer["stride"] > 1 else ""
-    return NAMED_OPS.get(layer["op"], str(layer["op"])) + kernel + expansion + stride
+    return NAMED_OPS.get(layer["op"], str(layer["op"])) + kernel + expansion + groups + stride
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -119,5 +152,7 @@ def _shape(shape: Sequence[int]) -> str:
 def _name(name: str, y: float) -> Markup:
     if len(name) <= LONGEST_NAME:
         return text((0, y + 17), name, "name")
-    short = f"{name[:5]}…{name[-(LONGEST_NAME - 6) :]}"
+    short = re.sub(r"([a-z])[a-z]+(?=\d+_)", r"\1", name)  # stage1_cell2_edge01: s1_c2_edge01
+    if len(short) > LONGEST_NAME:
+        short = f"{name[:5]}…{name[-(LONGEST_NAME - 6) :]}"
     return tag("text", tag("title", name), short, x=0, y=y + 17, class_="name")

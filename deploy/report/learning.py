@@ -13,41 +13,76 @@ Document = Mapping[str, Any]
 
 
 def search_section(report: Document) -> Markup:
-    """Curves of the search."""
+    """Curves of the search; a figure that the recipe does not have is left out."""
     log, target = report["search"], report["latency"]["target_ms"]
-    if not log.get("step"):
+    if log is None:
         return section("Search", "The log of the search is not in the run folder.")
-    two = {"weight": ("weights", "a"), "arch": ("architecture", "b")}
-    charts = []
-    for figure_name, title in (("loss", "Loss"), ("accuracy", "Accuracy of batches")):
-        series = [_series(log, f"{half}_{figure_name}", *named) for half, named in two.items()]
-        text = fixed if figure_name == "loss" else _share
-        charts.append(_chart(title, series, text))
-    expected = _series(log, "expected_ms", "expected", "a")
-    charts.append(_chart("Expected latency, ms", [expected], fixed, target))
-    charts.append(_chart("Multiplier of the latency", [_series(log, "multiplier", "multiplier", "a", False)]))
-    words = "Thin: single steps. Thick: running mean. The architecture starts to move after its warm-up."
+    if not log:
+        return section("Search", "The recipe trains nothing: architectures were derived at once.")
+    losses = (("weight_loss", "weights", "a"), ("arch_loss", "architecture", "b"))
+    scores = (("weight_accuracy", "weights", "a"), ("arch_accuracy", "architecture", "b"))
+    latencies = (("sampled_ms", "drawn", "b"), ("expected_ms", "expected", "a"))
+    whole = log["step"][0], log["step"][-1]
+    steady = {"entropy": "Mean entropy of a choice, nats", "multiplier": "Multiplier of the latency"}
+    charts = [
+        _chart("Loss", [_series(log, *each) for each in losses]),
+        _chart("Accuracy of batches", [_series(log, *each) for each in scores], _share),
+        _chart("Latency, ms", [_series(log, *each) for each in latencies], target=target, also_x=whole),
+        *(
+            _chart(title, [_steady(log, name, name)], also_x=whole)
+            for name, title in steady.items()
+            if _moves(log, name)
+        ),
+        *_speed(report["search_speed"]),
+    ]
     shown = [chart for chart in charts if chart]
-    return section("Search", words, tag("div", *shown, class_="columns"))
+    return section("Search", _about(log), tag("div", *shown, class_="columns"))
+
+
+def _about(log: Document) -> str:
+    moved = [step for step, loss in zip(log["step"], log.get("arch_loss", ()), strict=False) if loss is not None]
+    words = "Thin: single steps. Thick: running mean. "
+    if not moved:
+        return words + "Only weights were trained; the probabilities stayed as they were."
+    return words + ("The architecture starts to move after its warm-up." if moved[0] else "")
+
+
+def _moves(log: Document, name: str) -> bool:
+    """Whether a figure is anything but a constant; nothing moves without architecture steps."""
+    return "arch_loss" in log and len({value for value in log.get(name, ()) if value is not None}) > 1
+
+
+def _speed(costs: Document, x_label: str = "step") -> list[Markup]:
+    """How fast the work was, and what memory it took."""
+    kinds = (
+        ("images_per_second", "speed", "Images per second"),
+        ("memory_mib", "memory", "Most memory so far, MiB"),
+    )
+    return [_chart(title, [_steady(costs, column, name)], x_label=x_label) for column, name, title in kinds]
+
+
+def _steady(log: Document, column: str, name: str, tone: str = "a") -> Series:
+    return _series(log, column, name, tone, noisy=False)
 
 
 def _series(log: Document, column: str, name: str, tone: str, noisy: bool = True) -> Series:
-    pairs = zip(log["step"], log.get(column, ()), strict=False)
+    pairs = zip(log.get("step", ()), log.get(column, ()), strict=False)
     return Series(name, [(x, y) for x, y in pairs if y is not None], tone, noisy)
 
 
 def _chart(
     title: str,
-    series: list[Series],
+    series: Sequence[Series],
     text: Text = fixed,
     target: float | None = None,
     *,
     x_label: str = "step",
+    also_x: Sequence[float] = (),
 ) -> Markup:
     """One figure of curves, empty where nothing was logged."""
     if not any(each.points for each in series):
         return Markup()
-    drawing = curves(series, label=title, x_label=x_label, y_text=text, reference=target)
+    drawing = curves(series, label=title, x_label=x_label, y_text=text, reference=target, also_x=also_x)
     keys = [(each.tone, each.name) for each in series if each.points]
     keys += [] if target is None else [("line", "target")]
     return figure(drawing, title, *([legend(*keys)] if len(keys) > 1 else []))
@@ -72,9 +107,8 @@ def probabilities_section(choices: Sequence[Document]) -> Markup:
     )
     heat = table(f"Option probabilities; chosen: {told}", ("choice", *names), rows, class_="heat")
     words = (
-        "Probability of every option at the end of the search, in percent. Framed and bold: chosen. The "
-        "choice is the most probable architecture within the limit, so a single option need not be the most "
-        "probable of its row."
+        "Probability of every option at the end of the search, in percent. Framed and bold: chosen. The network as "
+        "a whole has to keep the limit, so a single option need not be the most probable of its row."
     )
     return section("Option probabilities", words, heat)
 
@@ -92,13 +126,21 @@ def training_section(report: Document) -> Markup:
     training = report["training"]
     if not training:
         return section("Training", "", commands_of("Not trained yet. Run:", report["missing"]["training"]))
-    log = training["curve"]
-    epochs = {**log, "step": list(range(1, len(log.get("step", ())) + 1))}
-    loss = _chart("Loss of the last batch", [_series(epochs, "loss", "loss", "a", False)], x_label="epoch")
-    top1 = _series(epochs, "accuracy", "accuracy", "a", False)
-    accuracy = _chart("Accuracy on held-out images", [top1], _share, x_label="epoch")
+    log, costs = (
+        {**columns, "step": range(1, len(columns.get("step", ())) + 1)}
+        for columns in (training["curve"], training["speed"])
+    )
+    losses = (("loss", "training, as regularized", "a"), ("val_loss", "held-out", "b"))
+    scores = (("accuracy", "top-1", "a"), ("top5", "top-5", "b"))
+    charts = [
+        _chart("Loss", [_steady(log, *each) for each in losses], x_label="epoch"),
+        _chart("Accuracy on held-out images", [_steady(log, *each) for each in scores], _share, x_label="epoch"),
+        _chart("Learning rate", [_steady(log, "lr", "learning rate")], x_label="epoch"),
+        *_speed(costs, "epoch"),
+    ]
+    top5 = "" if training["top5"] is None else f", top-5 {percent(training['top5'])}"
     about = (
         f"{training['data']}: {training['num_train']:,} training and {training['num_val']:,} held-out "
-        f"images, {training['epochs']} epochs, {percent(training['accuracy'])} at the end."
+        f"images, {training['epochs']} epochs, top-1 {percent(training['accuracy'])}{top5} at the end."
     )
-    return section("Training", about, tag("div", loss, accuracy, class_="columns"))
+    return section("Training", about, tag("div", *(chart for chart in charts if chart), class_="columns"))

@@ -73,16 +73,22 @@ def _network(report: Document) -> Markup:
         if overhead < 0
         else "The overhead is what a network costs beyond its blocks."
     )
-    drawn = figure(
-        chain(layers, report["input_shape"]),
-        "Architecture",
-        "e: how much a block expands its channels inside. Stronger colour: larger kernel. Wider: larger expansion. "
-        "Tapered: strided. Dashed: skipped. Line around a box: residual connection. Right: output channels "
-        "× height × width.",
-    )
+    drawn = figure(chain(layers, report["input_shape"]), "Architecture", _key(layers))
     timed = figure(bars(rows, label="Predicted latency by layer", places=places), "Latency by layer", total, sign)
     pair = tag("div", drawn, timed, class_="columns")
     return section("Network", "", pair, _layer_table(layers, places))
+
+
+def _key(layers: Sequence[Document]) -> str:
+    """How to read the drawing; what is not in it is not explained."""
+    grouped = " g: groups of its pointwise convolutions." if any(layer["groups"] for layer in layers) else ""
+    chained = all(layer["inputs"] == [position - 1] for position, layer in enumerate(layers))
+    lines = "" if chained else " Lines at the left: outputs that are added up, and with a dot the layers they enter."
+    return (
+        f"e: how much a block expands its channels inside.{grouped} Stronger colour: larger kernel. Wider: larger "
+        "expansion. Tapered: strided. Dashed: skipped or none. Line around a box: residual connection. Right: output "
+        f"channels × height × width.{lines}"
+    )
 
 
 def _layer_table(layers: Sequence[Document], places: int) -> Markup:

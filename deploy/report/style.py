@@ -67,7 +67,7 @@ svg text { fill: var(--ink); font-size: 12px; } svg .tick, svg .name { fill: var
 .target { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; }
 .curve { stroke-width: 2; stroke-linejoin: round; } .raw { stroke-width: 1; opacity: 0.35; }
 .curve.a, .raw.a { stroke: var(--a); } .curve.b, .raw.b { stroke: var(--b); }
-.bar.a, .dot.a { fill: var(--a); } .bar.b, .dot.b { fill: var(--b); } .bar.c { fill: var(--muted); }
+.bar.a, .dot.a { fill: var(--a); } .bar.b, .dot.b { fill: var(--b); } .bar.c, .dot.c { fill: var(--muted); }
 .flow { stroke: var(--muted); stroke-width: 1.5; } .residual { stroke: var(--muted); }
 .box { fill: var(--a); stroke: var(--a); } .k1, .k2 { fill-opacity: 0.08; } .k3, .k4 { fill-opacity: 0.18; }
 .k5, .k6 { fill-opacity: 0.32; } .k7 { fill-opacity: 0.48; }

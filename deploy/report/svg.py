@@ -42,7 +42,7 @@ def rect(at: Point, width: float, height: float, class_: str) -> Markup:
     )
 
 
-def dot(at: Point, tone: str, title: str = "") -> Markup:
+def dot(at: Point, tone: str, title: str = "", *, radius: float = 4) -> Markup:
     """A point, with a title to hover over."""
     inside = [tag("title", title)] if title else []
-    return tag("circle", *inside, cx=f"{at[0]:.1f}", cy=f"{at[1]:.1f}", r=4, class_=f"dot {tone}")
+    return tag("circle", *inside, cx=f"{at[0]:.1f}", cy=f"{at[1]:.1f}", r=f"{radius:g}", class_=f"dot {tone}")

@@ -2,10 +2,11 @@
 
 ``load_data`` turns a text such as ``imagenet:/data/imagenet`` into an ``ImageData`` (training and held-out
 images); ``split_stratified`` divides the training images between weights and architecture; ``BatchStream``
-addresses training batches by step number, so a resumed run sees the batches it would have seen;
-``evaluation_batches`` is one plain pass.
+addresses training batches by step number, so a resumed run sees the batches it would have seen, and shares them
+among ranks; ``randaugment`` augments them further; ``evaluation_batches`` is one plain pass.
 """
 
+from hwnas.data.augmentation import randaugment
 from hwnas.data.dataset import ImageData, ImageDataset
 from hwnas.data.sources import load_data
 from hwnas.data.splitting import split_stratified
@@ -18,5 +19,6 @@ __all__ = [
     "channels_last",
     "evaluation_batches",
     "load_data",
+    "randaugment",
     "split_stratified",
 ]

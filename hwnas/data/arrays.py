@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwnas.data.classes import chosen_classes
 from hwnas.data.dataset import ImageData, ImageDataset
 from hwnas.data.images import ArrayImages
 from hwnas.errors import DataError
@@ -33,14 +34,28 @@ def array_data(
     *,
     classes: tuple[str, ...],
     resolution: int,
+    num_classes: int | None,
     flip: bool,
     statistics: Statistics | None = None,
 ) -> ImageData:
-    """Builds a data set from arrays, normalised by ``statistics`` or else by those of the training images
-    as they are in the arrays, before resizing.
+    """Builds a data set from arrays, or from the part of them that ``num_classes`` classes make up.
 
-    Training images are shifted by up to an eighth of the resolution: 4 pixels at 32.
+    Normalised by ``statistics`` or else by those of these training images as they are in the arrays, before
+    resizing. Training images are shifted by up to an eighth of the resolution: 4 pixels at 32.
+
+    Raises:
+        UsageError: There are not that many classes.
+        DataError: The training images are all the same, or no held-out image is of these classes.
     """
+    if num_classes is not None:
+        chosen = chosen_classes(classes, num_classes)
+        classes = tuple(classes[number] for number in chosen)
+        train, val = (_of_classes(split, chosen) for split in (train, val))
+        if not len(val.labels):
+            raise DataError(
+                f"{spec} has no held-out image of the {num_classes} classes {', '.join(classes)}; expected some. "
+                "Add them or use more classes."
+            )
     pixels = [_channels_first(split.images) for split in (train, val)]
     mean, std = statistics or channel_statistics(pixels[0])
     sets = [
@@ -181,6 +196,11 @@ def _no_image_of(path: Path, name: str, number: int) -> str:
         f"{path}: class '{name}' (label {number}) has no training image; expected at least one. Add some, or "
         "number the labels from 0 without gaps."
     )
+
+
+def _of_classes(split: Split, chosen: list[int]) -> Split:
+    wanted = np.isin(split.labels, chosen)
+    return Split(split.images[wanted], np.searchsorted(chosen, split.labels[wanted]))
 
 
 def _channels_first(images: np.ndarray) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hwnas.data.augmentation import Augmentation
 from hwnas.data.images import Images
+from hwnas.data.unreadable import UnreadableImages
 
 Item = int | tuple[int, int]
 
@@ -27,6 +29,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         classes: Class names.
         mean: Mean of each channel, of images scaled to 0..1; subtracted.
         std: Standard deviation of each channel on the same scale; divided by.
+
+    Attributes:
+        unreadable: Images that could not be read in any batch so far; one record for all subsets.
 
     Example:
         >>> from hwnas.data import load_data
@@ -49,7 +54,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)
         self.classes = classes
+        self.unreadable = UnreadableImages(len(self.labels))
         self._images = images
+        self._extra: Augmentation | None = None
         self._positions = np.arange(len(self.labels))
         self._shift = 255 * torch.tensor(mean).view(3, 1, 1)
         self._scale = 1 / (255 * torch.tensor(std).view(3, 1, 1))
@@ -81,10 +88,31 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             index, seed = item
             generator = torch.Generator().manual_seed(seed)
             pixels = self._images.augmented_image(int(self._positions[index]), generator)
+            if self._extra is not None:
+                pixels = self._extra(pixels.expand(3, -1, -1).contiguous(), generator)
         else:
             index = item
             pixels = self._images.evaluation_image(int(self._positions[index]))
         return pixels.float().sub(self._shift).mul_(self._scale), int(self.labels[index])
+
+    @property
+    def resolution(self) -> int:
+        """Side of every image, in pixels."""
+        return self._images.resolution
+
+    def name(self, index: int) -> str:
+        """What the image of that number is called in messages: the path of its file, if it has one."""
+        return self._images.name(int(self._positions[index]))
+
+    def augmented_by(self, extra: Augmentation) -> ImageDataset:
+        """The same images; those addressed by number and seed go through one more augmentation.
+
+        Args:
+            extra: Applied after the standard augmentation, before normalisation.
+        """
+        augmented = self.subset(np.arange(len(self)))
+        augmented._extra = extra
+        return augmented
 
     def subset(self, indices: np.ndarray) -> ImageDataset:
         """The images of the given numbers, in that order; pixels are shared, not copied.
@@ -103,7 +131,8 @@ class ImageData:
     """A data set ready for search: training images, held-out images, and what they were normalised with.
 
     Args:
-        spec: The text it was loaded from, such as ``imagenet:/data/imagenet``.
+        spec: The text it was loaded from, such as ``imagenet:/data/imagenet``; together with the number of
+            classes it says which images these are.
         classes: Class names; a label is an index into them.
         train: Training images.
         val: Held-out images: for reporting, never for training weights or architecture.

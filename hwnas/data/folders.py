@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hwnas.data.classes import chosen_classes
 from hwnas.data.dataset import ImageData, ImageDataset
 from hwnas.data.images import PhotoFiles
 from hwnas.errors import DataError
@@ -18,14 +19,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def folder_data(spec: str, path: Path, resolution: int) -> ImageData:
+def folder_data(spec: str, path: Path, resolution: int, num_classes: int | None) -> ImageData:
     """Builds a data set from ``path/train/<class>/*`` and ``path/val/<class>/*``.
 
     Classes are the folder names in alphabetical order. Hidden folders and files that are not images by their
-    suffix are passed over; folders inside class folders are not entered. ImageNet's mean and standard
-    deviation are used for every folder, so that ImageNet weights fit.
+    suffix are passed over; folders inside class folders are not entered. Of ``num_classes`` classes only the
+    folders are read, and labels number these alone. ImageNet's mean and standard deviation are used for every
+    folder, so that ImageNet weights fit.
 
     Raises:
+        UsageError: There are not that many classes.
         DataError: A folder or its images are missing, there are fewer than two classes, the two splits have
             different ones, or class folders of ``imagenet:`` are no synsets; names the folder.
     """
@@ -38,6 +41,7 @@ def folder_data(spec: str, path: Path, resolution: int) -> ImageData:
     if kind == "imagenet":
         _check_synsets(path / "train", classes)
     _check_same_classes(path, classes, _class_names(path, "val"))
+    classes = tuple(classes[number] for number in chosen_classes(classes, num_classes))
     train, val = (_read_split(path / split, classes, resolution) for split in ("train", "val"))
     return ImageData(spec, classes, train, val, IMAGENET_MEAN, IMAGENET_STD, resolution)
 

@@ -43,6 +43,9 @@ class Images(Protocol):
     def augmented_image(self, index: int, generator: torch.Generator) -> Tensor:
         """The image as one training step sees it; same shape and type."""
 
+    def name(self, index: int) -> str:
+        """What the image is called in messages."""
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
@@ -78,6 +81,10 @@ class ArrayImages:
         left = int(torch.randint(0, span, size=(), generator=generator)) - self.max_shift
         image: Tensor = F.crop_image(self.evaluation_image(index), top, left, size, size)
         return _maybe_mirrored(image, generator) if self.flip else image
+
+    def name(self, index: int) -> str:
+        """The image's number."""
+        return f"image {index}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +128,12 @@ class PhotoFiles:
         crop = F.resized_crop(image, top, left, height, width, [self.resolution, self.resolution])
         return _maybe_mirrored(F.pil_to_tensor(crop), generator)
 
+    def name(self, index: int) -> str:
+        """The path of the image's file."""
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
+
     def _read(self, index: int) -> Image.Image:
-        path = os.path.join(self.root, os.fsdecode(self.names[index]))
+        path = self.name(index)
         try:
             with Image.open(path) as image:
                 image.load()

@@ -25,7 +25,7 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 DIGITS_SPLIT_SEED = 0  # never changes: the held-out digits are the same in every run
 
 
-def load_data(spec: str, *, resolution: int, seed: int = 0) -> ImageData:
+def load_data(spec: str, *, resolution: int, seed: int = 0, num_classes: int | None = None) -> ImageData:
     """Loads a data set as square images with three normalised channels.
 
     ============================  =====================================================================
@@ -46,10 +46,14 @@ def load_data(spec: str, *, resolution: int, seed: int = 0) -> ImageData:
         resolution: Side of the images, in pixels; others are resized to it.
         seed: Order of the training images, so that any prefix is a random sample. Which images are held out,
             and their order, never depends on it.
+        num_classes: Load only this many of the classes, numbered from 0 in the order they have among all. Which
+            ones depends on their names alone (see ``chosen_classes``), never on ``seed``; the subset of 10 is
+            part of that of 100.
 
     Raises:
         UnknownNameError: There is no such kind; lists them.
-        UsageError: The path is missing or not wanted, or ``resolution`` or ``seed`` is out of range.
+        UsageError: The path is missing or not wanted, or ``resolution``, ``seed`` or
+            ``num_classes`` is out of range.
         DataError: What the path holds is missing, empty or inconsistent; says where.
         MissingPackageError: ``digits`` needs scikit-learn.
 
@@ -69,12 +73,12 @@ def load_data(spec: str, *, resolution: int, seed: int = 0) -> ImageData:
     if resolution < 1:
         raise UsageError(f"resolution {resolution} is no image size; expected 1 or more pixels. Use for example 32.")
     order = np.random.default_rng(checked_seed(seed))
-    data = LOADERS[kind](spec, Path(path).expanduser(), resolution)
+    data = LOADERS[kind](spec, Path(path).expanduser(), resolution, num_classes)
     train = data.train.subset(order.permutation(len(data.train)))
     return dataclasses.replace(data, train=train)
 
 
-def _load_digits(spec: str, path: Path, resolution: int) -> ImageData:
+def _load_digits(spec: str, path: Path, resolution: int, num_classes: int | None) -> ImageData:
     """Upsampled once, here: the result is small, and normalised by its own mean and deviation."""
     try:
         from sklearn.datasets import load_digits
@@ -92,11 +96,12 @@ def _load_digits(spec: str, path: Path, resolution: int) -> ImageData:
         *(Split(images[part], digits.target[part]) for part in (train, val)),
         classes=classes,
         resolution=resolution,
+        num_classes=num_classes,
         flip=False,
     )
 
 
-def _load_cifar10(spec: str, path: Path, resolution: int) -> ImageData:
+def _load_cifar10(spec: str, path: Path, resolution: int, num_classes: int | None) -> ImageData:
     root = path.resolve().parent if path.resolve().name == CIFAR_FOLDER else path
     if not (root / CIFAR_FOLDER).is_dir():
         raise DataError(
@@ -118,17 +123,18 @@ def _load_cifar10(spec: str, path: Path, resolution: int) -> ImageData:
         *(Split(part.data, np.asarray(part.targets)) for part in (train, val)),
         classes=tuple(train.classes),
         resolution=resolution,
+        num_classes=num_classes,
         flip=True,
         statistics=(CIFAR_MEAN, CIFAR_STD),
     )
 
 
-def _load_npz(spec: str, path: Path, resolution: int) -> ImageData:
+def _load_npz(spec: str, path: Path, resolution: int, num_classes: int | None) -> ImageData:
     train, val, classes = read_npz(path)
-    return array_data(spec, train, val, classes=classes, resolution=resolution, flip=True)
+    return array_data(spec, train, val, classes=classes, resolution=resolution, num_classes=num_classes, flip=True)
 
 
-LOADERS: dict[str, Callable[[str, Path, int], ImageData]] = {
+LOADERS: dict[str, Callable[[str, Path, int, int | None], ImageData]] = {
     "cifar10": _load_cifar10,
     "digits": _load_digits,
     "imagefolder": folder_data,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from hwnas.data.augmentation import Augmentation
 from hwnas.data.dataset import ImageDataset, Item
+from hwnas.data.loading import Batches, read_batch, read_batches
 from hwnas.data.splitting import checked_seed
-from hwnas.errors import DataError, UsageError
+from hwnas.errors import UsageError
 
-Batch = tuple[Tensor, Tensor]
-Batches = Generator[Batch, None, None]  # a generator, so that close() can be called
+MIN_IMAGES = 2  # of a training batch: batch-norm cannot take the variance of one
 
 
 class BatchStream:
@@ -26,16 +27,26 @@ class BatchStream:
     run that resumes at a step sees the batches that the uninterrupted run would have seen, with any number of
     workers. The incomplete batch at the end of an epoch is dropped.
 
+    With several ranks, each reads an equal part of every batch, in order of ranks: joined, the parts are the
+    batch of a single process, bit for bit.
+
+    An image that cannot be read is left out: its batch is smaller by one, and a warning names the file once. If
+    fewer than two images of a batch (of a rank's part) are left, the next batch takes its place, so that
+    there is one for every step, on every rank, and a resumed run sees the same.
+
     Args:
         dataset: Images to draw from.
-        batch_size: Images in every batch; at most ``len(dataset)``.
+        batch_size: Images in every batch, of all ranks together; at least 2 a rank, at most ``len(dataset)``.
         seed: Decides order and augmentation; at least 0.
         augment: Whether images are augmented; otherwise they are as in evaluation.
+        extra: Augmentation after the standard one, such as ``randaugment()``.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this process.
+        rank: Which part of every batch this process reads, from 0.
+        num_ranks: Parts of every batch; divides ``batch_size``.
 
     Raises:
-        UsageError: ``batch_size`` is below 1 or above the number of images, or ``seed`` or ``num_workers`` is
-            negative.
+        UsageError: A value is out of range, the batch does not divide among the ranks, or ``extra`` could have
+            no effect, since images are not augmented.
 
     Example:
         >>> from hwnas.data import BatchStream, load_data
@@ -52,19 +63,25 @@ class BatchStream:
         *,
         seed: int,
         augment: bool = True,
+        extra: Augmentation | None = None,
         num_workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
-        _check_counts(batch_size, num_workers)
-        if batch_size > len(dataset):
+        _check_workers(num_workers)
+        _check_rank(rank, num_ranks)
+        _check_joint_batch(batch_size, len(dataset), num_ranks)
+        if extra is not None and not augment:
             raise UsageError(
-                f"batch size {batch_size} is larger than the data set, which has {len(dataset)} images; "
-                f"expected at most {len(dataset)}. Use a smaller batch or more images."
+                "'extra' has no effect on images that are not augmented. Leave it out, or set augment=True."
             )
-        self.dataset = dataset
+        self.dataset = dataset if extra is None else dataset.augmented_by(extra)
         self.batch_size = batch_size
         self.seed = checked_seed(seed)
         self.augment = augment
         self.num_workers = num_workers
+        self.rank = rank
+        self.num_ranks = num_ranks
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,24 +97,35 @@ class BatchStream:
             start_step: Number of the first batch, counted from 0.
 
         Returns:
-            Iterator over images ``(batch_size, 3, resolution, resolution)``, float32, and labels
-            ``(batch_size,)``, int64.
+            Iterator over images ``(n, 3, resolution, resolution)``, float32, and labels ``(n,)``, int64; n is
+            ``batch_size / num_ranks`` less the images that cannot be read.
 
         Raises:
             UsageError: ``start_step`` is negative.
-            DataError: While iterating: an image cannot be read; names the file.
+            DataError: While iterating: more than one in a thousand images cannot be read; lists the files.
         """
         if start_step < 0:
             raise UsageError(f"start_step {start_step} is negative; batches are numbered from 0. Use 0 or more.")
-        return _batches(self.dataset, self._addresses(start_step), self.num_workers)
+        return self._batches(start_step)
+
+    def _batches(self, start_step: int) -> Batches:
+        found = read_batches(self.dataset, self._addresses(start_step), num_workers=self.num_workers)
+        with contextlib.closing(found):
+            for step, batch in enumerate(found, start_step):
+                later = itertools.count(step + 1)
+                while len(batch[1]) < MIN_IMAGES:
+                    batch = read_batch(self.dataset, next(self._addresses(next(later))))
+                yield batch
 
     def _addresses(self, start_step: int) -> Iterator[list[Item]]:
         epoch, step = divmod(start_step, self.steps_per_epoch)
+        share = self.batch_size // self.num_ranks
         while True:
             order = self._rng(epoch, 0).permutation(len(self.dataset))
             seeds = self._rng(epoch, 1).integers(2**63, size=len(self.dataset))
-            for first in range(step * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
-                chosen = order[first : first + self.batch_size]
+            for number in range(step, self.steps_per_epoch):
+                first = number * self.batch_size + self.rank * share
+                chosen = order[first : first + share]
                 indices: list[int] = chosen.tolist()
                 yield list(zip(indices, seeds[chosen].tolist(), strict=True)) if self.augment else [*indices]
             epoch, step = epoch + 1, 0
@@ -106,52 +134,70 @@ class BatchStream:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, purpose)))
 
 
-def evaluation_batches(dataset: ImageDataset, batch_size: int, *, num_workers: int = 0) -> Batches:
+def evaluation_batches(
+    dataset: ImageDataset, batch_size: int, *, num_workers: int = 0, rank: int = 0, num_ranks: int = 1
+) -> Batches:
     """One pass over a data set in its own order, without augmentation; the last batch may be smaller.
+
+    With several ranks, each reads another stretch of the data set; together they read every image once. Images
+    that cannot be read are left out, so count the labels: they may be fewer than the images of the data set.
 
     Args:
         dataset: Images to evaluate on.
-        batch_size: Images in every batch but the last.
+        batch_size: Images in every batch but the last, on each rank.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this process.
+        rank: Which stretch this process reads, from 0.
+        num_ranks: Number of stretches, of which some are empty if there are fewer images.
 
     Returns:
         Iterator over images ``(B, 3, resolution, resolution)``, float32, and labels ``(B,)``, int64.
 
     Raises:
-        UsageError: ``batch_size`` is below 1 or ``num_workers`` negative.
-        DataError: While iterating: an image cannot be read; names the file.
+        UsageError: A value is out of range.
+        DataError: While iterating: more than one in a thousand images cannot be read; lists the files.
     """
-    _check_counts(batch_size, num_workers)
-    starts = range(0, len(dataset), batch_size)
-    addresses: Iterator[list[Item]] = ([*range(first, min(first + batch_size, len(dataset)))] for first in starts)
-    return _batches(dataset, addresses, num_workers)
-
-
-def _batches(dataset: ImageDataset, addresses: Iterator[list[Item]], num_workers: int) -> Batches:
-    # DataLoader draws a base seed even when nothing uses it: let it be from a generator of its own.
-    loader = DataLoader(
-        dataset,
-        batch_sampler=addresses,
-        num_workers=num_workers,
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)
-    try:
-        for batch in batches:
-            yield batch[0], batch[1]
-    except DataError as error:
-        # A worker's error arrives with its traceback as text in front of the message.
-        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
-    finally:
-        # Workers end when the loader's iterator is deleted, but a traceback may keep it: end them now.
-        getattr(batches, "_shutdown_workers", lambda: None)()
-
-
-def _check_counts(batch_size: int, num_workers: int) -> None:
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} holds no image; expected 1 or more. Use for example 64.")
+    _check_workers(num_workers)
+    _check_rank(rank, num_ranks)
+    first, end = (len(dataset) * number // num_ranks for number in (rank, rank + 1))
+    addresses = ([*range(start, min(start + batch_size, end))] for start in range(first, end, batch_size))
+    return _not_empty(read_batches(dataset, addresses, num_workers=num_workers))
+
+
+def _not_empty(batches: Batches) -> Batches:
+    with contextlib.closing(batches):
+        for images, labels in batches:
+            if len(labels):
+                yield images, labels
+
+
+def _check_workers(num_workers: int) -> None:
     if num_workers < 0:
         raise UsageError(f"num_workers {num_workers} is negative; expected 0 or more. Use 0 to load in this process.")
+
+
+def _check_rank(rank: int, num_ranks: int) -> None:
+    if not 0 <= rank < num_ranks:
+        raise UsageError(f"rank {rank} of {num_ranks} ranks cannot be; expected 0 <= rank < num_ranks. Count from 0.")
+
+
+def _check_joint_batch(batch_size: int, num_images: int, num_ranks: int) -> None:
+    if num_ranks > num_images:
+        raise UsageError(
+            f"{num_ranks} ranks are more than the data set has images, {num_images}; expected at least "
+            f"{MIN_IMAGES} images for each. Start fewer processes or use more images."
+        )
+    if batch_size > num_images:
+        raise UsageError(
+            f"batch size {batch_size} is larger than the data set, which has {num_images} images; "
+            f"expected at most {num_images}. Use a smaller batch or more images."
+        )
+    if batch_size < MIN_IMAGES * num_ranks or batch_size % num_ranks:
+        raise UsageError(
+            f"batch size {batch_size} cannot be shared among {num_ranks} rank(s); expected a multiple of {num_ranks}, "
+            f"at least {MIN_IMAGES} images each, for batch-norm. Use for example {32 * num_ranks}."
+        )
 
 
 def channels_last(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
+import runpy
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,19 +28,43 @@ def create_recipe(name: str, **arguments: Any) -> Recipe:
     """Builds a recipe.
 
     Args:
-        name: One of ``recipe_names()``.
+        name: One of ``recipe_names()``, or ``FILE.py:FUNCTION`` for one of your own.
         arguments: Keyword arguments of that recipe, such as ``num_epochs``.
 
     Raises:
         UnknownNameError: No recipe of that name; lists them.
-        UsageError: The recipe takes no such argument; lists those it takes.
+        UsageError: The recipe takes no such argument; lists those it takes. Or the file holds no such function.
     """
-    if name not in recipe_names():
-        raise UnknownNameError.among("recipe", name, recipe_names())
-    function = getattr(import_module(f"{__name__}.{name}"), name)
+    function = _function(name)
     known = inspect.signature(function).parameters
     for argument in arguments:
         if argument not in known:
-            raise UsageError(f"recipe '{name}' has no argument '{argument}'; it takes {', '.join(known)}.")
-    recipe: Recipe = function(**arguments)
-    return recipe
+            raise UsageError(f"recipe '{name}' has no argument '{argument}'; it takes {', '.join(known) or 'none'}.")
+    recipe = function(**arguments)
+    if type(recipe).__name__ != "Recipe":
+        raise UsageError(f"{name} returned a {type(recipe).__name__}; expected a hwnas.Recipe.")
+    return recipe  # type: ignore[no-any-return]
+
+
+def recipe_origin(name: str) -> dict[str, str]:
+    """Hash of the file that a recipe of your own comes from; nothing for a named one."""
+    path, in_file, _ = name.rpartition(".py:")
+    return {"sha256": hashlib.sha256(Path(f"{path}.py").read_bytes()).hexdigest()} if in_file else {}
+
+
+def _function(name: str) -> Callable[..., Any]:
+    path, in_file, function = name.rpartition(".py:")
+    if not in_file:
+        if name not in recipe_names():
+            raise UnknownNameError.among("recipe", name, recipe_names())
+        return getattr(import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
+    file = Path(f"{path}.py")
+    if not file.is_file():
+        raise UsageError(
+            f"recipe file {file} does not exist. Give FILE.py:FUNCTION, or a name of 'hwnas list recipes'."
+        )
+    members = runpy.run_path(str(file))
+    if not callable(members.get(function)):
+        known = ", ".join(key for key, value in members.items() if inspect.isfunction(value)) or "none"
+        raise UsageError(f"{file} has no function '{function}'; it has {known}.")
+    return members[function]  # type: ignore[no-any-return]

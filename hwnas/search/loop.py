@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint
-from hwnas.data import BatchStream, ImageData, channels_last, split_stratified
-from hwnas.errors import NumericsError, RunError
+from hwnas.compute import Compute
+from hwnas.data import BatchStream, ImageData, ImageDataset, split_stratified
+from hwnas.distributed import any_rank, rank, world_size
+from hwnas.errors import DataError, NumericsError, RunError, UsageError
 from hwnas.latency.budget import Budget
-from hwnas.metrics import Progress, RunLog, no_progress
+from hwnas.memory import Peak, measured_peak, mib
+from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
-from hwnas.search.objective import Objective
-from hwnas.search.protocols import Batch, SearchState
+from hwnas.search.protocols import SearchState
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import MULTIPLIER
+from hwnas.search.regularizers import MULTIPLIER, mean_entropy
+from hwnas.search.rehearsal import predicted_peak
+from hwnas.search.step import SearchStep
 from hwnas.supernet.supernet import Supernet
+
+logger = logging.getLogger("hwnas")
 
 NUM_LOGGED = 500
 """A log holds about this many steps, however long the search."""
-
-LOGIT_STD = 1e-3
-"""Logits start near zero. Source: DARTS, arXiv 1806.09055, released code."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,14 @@ class SearchResult:
     Args:
         supernet: Trained shared weights.
         probabilities: Choice name -> probability of every option.
+        weight_images: What trained the weights.
+        arch_images: The other training images; None where all trained weights.
     """
 
     supernet: Supernet
     probabilities: dict[str, Tensor]
+    weight_images: ImageDataset
+    arch_images: ImageDataset | None = None
 
 
 def search(
@@ -49,13 +60,17 @@ def search(
     run: RunFolder,
     *,
     seed: int = 0,
+    compute: Compute = Compute(device="cpu"),
+    weights: dict[str, Tensor] | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
+    say: Callable[[str], None] = logger.info,
 ) -> SearchResult:
-    """Trains weights and architecture together, on disjoint halves of the training images.
+    """Trains weights and architecture together, on disjoint parts of the training images.
 
     Goes on from the run's checkpoint if there is one; a resumed search equals an uninterrupted one bit
-    for bit on a CPU. Ctrl-C and SIGTERM save a checkpoint before they end it.
+    for bit on a CPU. Ctrl-C and SIGTERM save a checkpoint before they end it. Under ``torchrun`` every process
+    takes its share of each batch, and rank 0 writes.
 
     Args:
         budget: Limit and latency model; its model names the space.
@@ -63,56 +78,143 @@ def search(
         recipe: The method.
         run: Where logs and checkpoints go.
         seed: Decides weights, batches and gates.
+        compute: Device, number format and memory savings.
+        weights: State of a supernet of this space to start from.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
+        say: Told the predicted peak memory before the first step, and the measured one after it.
 
     Raises:
+        UsageError: ``compute`` asks for compilation.
         DataError: The training images cannot be split, or are fewer than a batch.
         NumericsError: A loss became NaN or infinite; names the step and the checkpoint that is kept.
         RunError: The checkpoint belongs to another space.
+        RankError: Another process was lost, or drew another path.
+        MemoryExhaustedError: The device has too little memory.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
-    state = _initial_state(budget, recipe, seed)
-    streams = [
-        BatchStream(half, recipe.batch_size, seed=seed + offset)
-        for offset, half in enumerate(split_stratified(data.train, 0.5, seed=seed))
-    ]
-    total = recipe.num_epochs * streams[0].steps_per_epoch
+    _check(compute)
+    images = _split(data.train, recipe, seed)
+    state = _initial_state(budget, recipe, seed, compute, weights)
     path = run.file("search.pt")
     if path.exists():
         _restore(state, load_checkpoint(path), path.name)
-    every, saved = max(1, total // NUM_LOGGED), time.monotonic()
-    batches = zip(*(channels_last(stream.batches(state.step)) for stream in streams), strict=True)
-    with DeferredSignals() as signals, RunLog(run.path, "search", start_step=state.step) as log:
-        while state.step < total:
-            figures = _step(state, recipe, budget, next(batches), state.step / total)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(DeferredSignals())
+        log = stack.enter_context(RunLog(run.path, "search", start_step=state.step)) if rank() == 0 else None
+        meter = Meter(
+            progress, "searching", images_per_step=recipe.batch_size, device=compute.place, target_ms=budget.max_ms
+        )
+        steps = _steps(images, state, recipe, budget, compute, seed, say if rank() == 0 else _silent)
+        stack.callback(steps.close)
+        saved = time.monotonic()
+        for total, figures in steps:
             if not all(map(math.isfinite, figures.values())):
                 kept = f"the checkpoint {path} from before it is kept" if path.exists() else "no checkpoint yet"
                 raise NumericsError(f"the loss is not finite at step {state.step} ({figures}); {kept}.")
-            if state.step % every == 0 or state.step == total - 1:
-                log.add(state.step, figures | _architecture_figures(state))
+            figures = _logged(log, figures, state, recipe, total, meter)
             state.step += 1
-            progress("searching", state.step, total)
-            if signals.received or time.monotonic() - saved > checkpoint_seconds or state.step == total:
+            meter(state.step, total, figures)
+            stop = any_rank(signals.received)
+            if rank() == 0 and (stop or time.monotonic() - saved > checkpoint_seconds or state.step == total):
                 save_checkpoint(path, _snapshot(state))
                 saved = time.monotonic()
-            if signals.received:
+            if stop:
                 raise KeyboardInterrupt
-    return SearchResult(state.supernet, state.probabilities())
+    if rank() == 0 and not path.exists():  # no epochs at all
+        save_checkpoint(path, _snapshot(state))
+    return SearchResult(state.supernet, _probabilities(state, recipe), *images)
 
 
-def _initial_state(budget: Budget, recipe: Recipe, seed: int) -> SearchState:
-    space = budget.model.space
-    generator = torch.Generator().manual_seed(seed)
+def _check(compute: Compute) -> None:
+    if compute.compile:
+        raise UsageError(
+            "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
+            "than it saves (benchmarks/compile.py). Leave it out, and compile the training of the result."
+        )
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def _split(train: ImageDataset, recipe: Recipe, seed: int) -> tuple[ImageDataset, ImageDataset | None]:
+    if recipe.weight_share == 1:
+        return train, None
+    return split_stratified(train, recipe.weight_share, seed=seed)
+
+
+def _steps(
+    images: tuple[ImageDataset, ImageDataset | None],
+    state: SearchState,
+    recipe: Recipe,
+    budget: Budget,
+    compute: Compute,
+    seed: int,
+    say: Callable[[str], None],
+) -> Generator[tuple[int, dict[str, float]], None, None]:
+    """Does one step after the other; yields how many there are in all, and the figures of each."""
+    weight_images, arch_images = images
+    weight_stream = _stream(weight_images, recipe, compute, seed)
+    arch_stream = None
+    if arch_images is not None and recipe.scheme.needs_arch_split:
+        if len(arch_images) < recipe.batch_size:
+            raise DataError(
+                f"recipe '{recipe.name}' leaves {len(arch_images)} images for the architecture (all but "
+                f"{recipe.weight_share:g} of them train weights), fewer than a batch of {recipe.batch_size}. "
+                "Use a smaller --batch-size, or leave more, such as --set weight_share=0.8."
+            )
+        arch_stream = _stream(arch_images, recipe, compute, seed + 1)
+    total = recipe.num_epochs * weight_stream.steps_per_epoch
+    if state.step >= total:
+        return
+    predicted = predicted_peak(budget, recipe, compute=compute)
+    say(str(predicted))
+    measuring: contextlib.AbstractContextManager[Peak | None] = measured_peak(compute.place)
+    with contextlib.ExitStack() as stack:
+        weight_batches = stack.enter_context(contextlib.closing(weight_stream.batches(state.step)))
+        arch_batches = arch_stream.batches(state.arch_batches) if arch_stream else iter(())
+        stack.callback(getattr(arch_batches, "close", bool))
+        while state.step < total:
+            state.generator.manual_seed(_step_seed(seed, state.step))
+            progress, batch = state.step / total, next(weight_batches)
+            step = SearchStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches))
+            with compute.memory_guard(recipe.batch_size, predicted.total_bytes), measuring as peak:
+                figures = recipe.scheme(step)
+            if peak is not None:
+                say(f"measured in the first step: {mib(peak.bytes)} MiB of activations, gradients and new state")
+                measuring = contextlib.nullcontext()
+            yield total, figures
+
+
+def _stream(images: ImageDataset, recipe: Recipe, compute: Compute, seed: int) -> BatchStream:
+    return BatchStream(
+        images, recipe.batch_size, seed=seed, num_workers=compute.num_workers, rank=rank(), num_ranks=world_size()
+    )
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Seed of the gates of one step, the same on every rank and after every resumption."""
+    words = np.random.SeedSequence(seed, spawn_key=(step,)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _initial_state(
+    budget: Budget, recipe: Recipe, seed: int, compute: Compute, weights: dict[str, Tensor] | None
+) -> SearchState:
+    space, generator = budget.model.space, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = Supernet(space)
+    if weights is not None:
+        supernet.load_state_dict(weights)
+    compute.move(supernet.train())
     logits = {
-        choice.name: nn.Parameter(LOGIT_STD * torch.randn(len(choice.options), generator=generator))
+        choice.name: nn.Parameter(recipe.logit_std * torch.randn(len(choice.options), generator=generator))
         for choice in space.choices
     }
     return SearchState(
-        supernet.train().to(memory_format=torch.channels_last),
+        supernet,
         logits,
         recipe.weight_optimizer(supernet.parameters()),
         recipe.arch_optimizer(logits.values()),
@@ -120,24 +222,26 @@ def _initial_state(budget: Budget, recipe: Recipe, seed: int) -> SearchState:
     )
 
 
-def _step(
-    state: SearchState, recipe: Recipe, budget: Budget, batches: tuple[Batch, Batch], progress: float
+def _probabilities(state: SearchState, recipe: Recipe) -> dict[str, Tensor]:
+    return {name: recipe.relaxation.probabilities(logit.detach()) for name, logit in state.logits.items()}
+
+
+def _logged(
+    log: RunLog | None, figures: dict[str, float], state: SearchState, recipe: Recipe, total: int, meter: Meter
 ) -> dict[str, float]:
-    objective = Objective(recipe, budget, progress)
-    for group in state.weight_optimizer.param_groups:
-        group["lr"] = objective.weight_lr
-    weight_batch, arch_batch = batches
-    return recipe.scheme.step(state, weight_batch, arch_batch, objective)
-
-
-def _architecture_figures(state: SearchState) -> dict[str, Any]:
-    probabilities = state.probabilities()
-    entropy = [float(-(p * p.clamp_min(1e-12).log()).sum()) for p in probabilities.values()]
-    return {
-        "entropy": sum(entropy) / max(1, len(entropy)),
-        "multiplier": state.scalars.get(MULTIPLIER, 0.0),
-        "probabilities": {name: [round(float(v), 5) for v in p] for name, p in probabilities.items()},
-    }
+    """Logs the step if it is one of those; returns its figures, with those of the architecture if it was logged."""
+    if log is None:
+        return figures
+    log.sample(figures)
+    if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
+        return figures
+    probabilities = _probabilities(state, recipe)
+    figures = figures | {"entropy": float(mean_entropy(probabilities))}
+    if MULTIPLIER in state.scalars:
+        figures["multiplier"] = state.scalars[MULTIPLIER]
+    values = {name: [round(float(v), 5) for v in p] for name, p in probabilities.items()}
+    log.add(state.step, {**figures, "probabilities": values}, meter.costs())
+    return figures
 
 
 def _snapshot(state: SearchState) -> dict[str, Any]:
@@ -147,8 +251,8 @@ def _snapshot(state: SearchState) -> dict[str, Any]:
         "logits": {name: logit.detach() for name, logit in state.logits.items()},
         "weight_optimizer": state.weight_optimizer.state_dict(),
         "arch_optimizer": state.arch_optimizer.state_dict(),
-        "generator": state.generator.get_state(),
         "step": state.step,
+        "arch_batches": state.arch_batches,
         "scalars": state.scalars,
     }
 
@@ -156,11 +260,13 @@ def _snapshot(state: SearchState) -> dict[str, Any]:
 def _restore(state: SearchState, snapshot: dict[str, Any], name: str) -> None:
     fingerprint = state.supernet.space.fingerprint
     if snapshot["space"] != fingerprint:
-        raise RunError(f"checkpoint {name} is of another space ({snapshot['space']}, here {fingerprint}).")
+        raise RunError(
+            f"checkpoint {name} is of another space ({snapshot['space']}, here {fingerprint}). Choose another output."
+        )
     state.supernet.load_state_dict(snapshot["supernet"])
     for choice, values in snapshot["logits"].items():
         state.logits[choice].data.copy_(values)
     state.weight_optimizer.load_state_dict(snapshot["weight_optimizer"])
     state.arch_optimizer.load_state_dict(snapshot["arch_optimizer"])
-    state.generator.set_state(snapshot["generator"])
-    state.step, state.scalars = snapshot["step"], dict(snapshot["scalars"])
+    state.step, state.arch_batches = snapshot["step"], snapshot["arch_batches"]
+    state.scalars = dict(snapshot["scalars"])

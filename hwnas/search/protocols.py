@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.latency.budget import Budget
 from hwnas.space import Architecture
-from hwnas.supernet.gates import Gates
+from hwnas.supernet.gates import Gates, weights_of
 from hwnas.supernet.supernet import Supernet
 
 if TYPE_CHECKING:
-    from hwnas.search.objective import Objective
+    from hwnas.search.recipe import Recipe
+    from hwnas.search.step import SearchStep
 
 Logits = Mapping[str, nn.Parameter]
-"""Choice name -> architecture logits of shape ``(num_options,)``."""
+"""Choice name -> architecture logits of shape ``(num_options,)``, on the CPU."""
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(batch, channels, height, width)`` and integer labels ``(batch,)``."""
 
 
 class Relaxation(Protocol):
-    """Logits -> gates; never sees data and never runs a candidate."""
+    """Logits -> gates; never sees data and never runs a candidate.
+
+    Attributes:
+        differentiable: Whether gradients of the gates' weights reach the logits.
+        draws: Whether gates carry the log-probability of their draw.
+    """
+
+    differentiable: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def __call__(self, logits: Logits, *, progress: float, generator: torch.Generator) -> Gates:
         """Gates of one forward pass; random numbers come from the generator alone."""
+
+    def probabilities(self, logit: Tensor) -> Tensor:
+        """Probability of every option of one choice, shape ``(num_options,)``, differentiable."""
+        return torch.softmax(logit, 0)
+
+    def settle(self, logits: Logits, gates: Gates, before: dict[str, Tensor]) -> None:
+        """Called after an architecture step, with the gates it used and the logits before it; may correct them."""
+        return
 
 
 @dataclass
@@ -40,9 +58,10 @@ class SearchState:
         logits: Architecture parameters, apart from the supernet.
         weight_optimizer: Moves only the supernet's weights.
         arch_optimizer: Moves only the logits.
-        generator: Source of every random gate.
+        generator: Source of every random gate; seeded anew from the seed and the number of every step.
         step: Steps done.
-        scalars: State of regularizers, such as the latency multiplier.
+        arch_batches: Batches of the architecture half that were used.
+        scalars: State of regularizers and schemes, such as the latency multiplier.
     """
 
     supernet: Supernet
@@ -51,11 +70,8 @@ class SearchState:
     arch_optimizer: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
+    arch_batches: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
-
-    def probabilities(self) -> dict[str, Tensor]:
-        """Softmax of every choice's logits, detached."""
-        return {name: torch.softmax(logit.detach(), 0) for name, logit in self.logits.items()}
 
 
 @dataclass(frozen=True)
@@ -63,16 +79,35 @@ class Context:
     """What a regularizer may look at.
 
     Args:
-        expected_ms: Expected latency under the softmax of the logits, differentiable in them.
         budget: Latency model and limit.
+        gates: Of this step.
+        probabilities: Choice name -> probability of every option, differentiable in the logits.
+        drawn: The same as far as this step's gradient concerns; of a drawn pair of options their shares.
         scalars: The search state's scalars; a regularizer keeps its own state there.
         progress: From 0 to 1.
     """
 
-    expected_ms: Tensor
     budget: Budget
+    gates: Gates
+    probabilities: Mapping[str, Tensor]
+    drawn: Mapping[str, Tensor]
     scalars: dict[str, float]
     progress: float
+
+    @cached_property
+    def expected_ms(self) -> Tensor:
+        """Expected latency under the probabilities."""
+        return self.budget.model.expected_ms(self.probabilities)
+
+    @cached_property
+    def drawn_ms(self) -> Tensor:
+        """Expected latency whose gradient moves the logits in this step."""
+        return self.budget.model.expected_ms(self.drawn)
+
+    @cached_property
+    def sampled_ms(self) -> Tensor:
+        """Latency under the weights of the gates themselves."""
+        return self.budget.model.expected_ms(weights_of(self.gates))
 
 
 class Regularizer(Protocol):
@@ -86,16 +121,50 @@ class Regularizer(Protocol):
 
 
 class UpdateScheme(Protocol):
-    """Which parameters move on which batch by which gradient."""
+    """Which parameters move on which batch by which gradient.
 
-    def step(
-        self, state: SearchState, weight_batch: Batch, arch_batch: Batch, objective: Objective
-    ) -> dict[str, float]:
+    Attributes:
+        needs_arch_split: Whether batches of the architecture half are used.
+    """
+
+    needs_arch_split: ClassVar[bool] = True
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuses parts of a recipe that would have no effect, or cannot work, under this scheme.
+
+        Raises:
+            UsageError: Names the part and what would do.
+        """
+        return
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
         """One search step; returns figures for the log."""
 
 
-class Derivation(Protocol):
-    """Finished search -> architectures within the budget, best first."""
+@dataclass(frozen=True)
+class Finished:
+    """A search that has ended, as a derivation sees it.
 
-    def __call__(self, probabilities: Mapping[str, Tensor], budget: Budget) -> Iterator[Architecture]:
+    Args:
+        probabilities: Choice name -> probability of every option.
+        evaluate: Accuracy, from 0 to 1, of one architecture with the supernet's weights after batch-norm
+            recalibration, on images that trained no weights. Costly; answers are kept.
+        seed: Decides everything random.
+    """
+
+    probabilities: Mapping[str, Tensor]
+    evaluate: Callable[[Architecture], float]
+    seed: int = 0
+
+
+class Derivation(Protocol):
+    """Finished search -> architectures within the budget, best first.
+
+    Attributes:
+        evaluates: Whether it asks for accuracies.
+    """
+
+    evaluates: ClassVar[bool] = False
+
+    def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
         """Yields architectures, each within ``budget``."""

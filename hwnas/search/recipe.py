@@ -27,11 +27,18 @@ class Recipe:
         derivation: Finished search -> architectures.
         weight_optimizer: Builds the optimizer of the supernet's weights.
         weight_lr: Its learning rate.
-        arch_optimizer: Builds the optimizer of the logits; its learning rate is its own.
-        num_epochs: Passes over the weight half of the training images.
+        arch_optimizer: Builds the optimizer of the logits.
+        num_epochs: Passes over the weight half of the training images; 0 derives at once.
+        arch_lr: Learning rate of the logits; the optimizer's own if None.
+        weight_relaxation: Gates of the weight steps, where they differ from those of the architecture steps.
+        weight_share: Share of the training images that trains weights; the rest is for the architecture.
         batch_size: Images a step, for weights and for architecture alike.
         label_smoothing: Of the weight loss only.
-        grad_clip: Largest norm of the weights' gradient.
+        grad_clip: Largest norm of the weights' gradient; infinite for none.
+        logit_std: Standard deviation of the logits at the start.
+
+    Raises:
+        UsageError: A number is out of range, or a part would have no effect beside the others.
     """
 
     name: str
@@ -43,13 +50,34 @@ class Recipe:
     weight_lr: Scalar
     arch_optimizer: OptimizerFactory
     num_epochs: int
+    arch_lr: Scalar | None = None
+    weight_relaxation: Relaxation | None = None
+    weight_share: float = 0.5
     batch_size: int = 64
     label_smoothing: float = 0.0
     grad_clip: float = 5.0
+    logit_std: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.num_epochs < 1 or self.batch_size < 2:
+        if self.num_epochs < 0 or self.batch_size < 2:
             raise UsageError(
-                f"recipe '{self.name}' needs at least 1 epoch and batches of at least 2 images (batch-norm); "
+                f"recipe '{self.name}' needs at least 0 epochs and batches of at least 2 images (batch-norm); "
                 f"got {self.num_epochs} epochs and batches of {self.batch_size}."
             )
+        if not 0 < self.weight_share <= 1:
+            raise UsageError(
+                f"recipe '{self.name}' trains weights on a share of {self.weight_share} of the images; expected "
+                "more than 0 and at most 1."
+            )
+        if self.weight_share == 1 and (self.scheme.needs_arch_split or self.derivation.evaluates):
+            part = self.scheme if self.scheme.needs_arch_split else self.derivation
+            raise UsageError(
+                f"recipe '{self.name}' leaves no images for the architecture (weight_share is 1), which "
+                f"{type(part).__name__} needs. Use for example 0.8."
+            )
+        self.scheme.check(self)
+
+    @property
+    def of_weights(self) -> Relaxation:
+        """The relaxation of the weight steps."""
+        return self.weight_relaxation or self.relaxation

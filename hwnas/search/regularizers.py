@@ -1,25 +1,41 @@
-"""Terms of the architecture loss."""
+"""Terms of the architecture loss: what latency costs, and how sure the probabilities should be."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from hwnas.search.protocols import Context
+from hwnas.errors import UsageError
+from hwnas.search.protocols import Context, Regularizer
+from hwnas.search.schedules import Scalar, value_at
 
 MULTIPLIER = "latency_multiplier"
 
+Of = Literal["probabilities", "sample"]
+"""Latency expected under the probabilities, or latency under the gates that were drawn."""
+
+
+class _Stateless(Regularizer):
+    """A regularizer that keeps nothing from step to step."""
+
+    def update(self, context: Context) -> None:
+        """Nothing to do."""
+
 
 @dataclass(frozen=True)
-class AdaptiveLatency:
+class AdaptiveLatency(Regularizer):
     """``loss + multiplier * g + penalty / 2 * g^2`` with ``g = E[latency] / max_ms - 1``.
 
     The augmented Lagrangian of the constraint ``E[latency] = max_ms``: after each architecture step
     ``multiplier <- multiplier + rate * g``. Above the limit it grows and makes latency dear; below it falls,
     and turns into a reward where the task loss alone would leave time unused. The quadratic term damps the
-    swing around the target that the multiplier alone would keep up. No weight has to be tuned: ``g`` is
-    relative, so neither the device nor the limit changes the scale.
+    swing around the target that the multiplier alone would keep up; without it this is dual ascent. No weight has
+    to be tuned: ``g`` is relative, so neither the device nor the limit changes the scale.
 
     Args:
         rate: Step of the multiplier.
@@ -32,18 +48,186 @@ class AdaptiveLatency:
         Differs: the published methods fix a weight; here it is found.
     """
 
-    rate: float
-    penalty: float
+    rate: Scalar
+    penalty: Scalar = 0.0
 
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
-        excess = self._excess(context).to(loss)
-        return loss + context.scalars.get(MULTIPLIER, 0.0) * excess + self.penalty / 2 * excess.square()
+        drawn = (context.drawn_ms / context.budget.max_ms - 1).to(loss)
+        multiplier = context.scalars.get(MULTIPLIER, 0.0)
+        penalty = value_at(self.penalty, context.progress)
+        # Value and gradient of penalty / 2 * g^2, with the size of g from all options, also if two were drawn.
+        g = self._excess(context)
+        return loss + multiplier * drawn + penalty * g * (drawn - g / 2)
 
     def update(self, context: Context) -> None:
         """One step of the multiplier."""
-        excess = float(self._excess(context).detach())
-        context.scalars[MULTIPLIER] = context.scalars.get(MULTIPLIER, 0.0) + self.rate * excess
+        step = value_at(self.rate, context.progress) * self._excess(context)
+        context.scalars[MULTIPLIER] = context.scalars.get(MULTIPLIER, 0.0) + step
 
-    def _excess(self, context: Context) -> Tensor:
-        return context.expected_ms / context.budget.max_ms - 1
+    def _excess(self, context: Context) -> float:
+        return float(context.expected_ms.detach()) / context.budget.max_ms - 1
+
+
+HARD_LIMIT = AdaptiveLatency(rate=0.1, penalty=10.0)
+"""Settles at every target between the fastest and the slowest network of a space, on every device; see the tests."""
+
+
+@dataclass(frozen=True)
+class AdditiveLatency(_Stateless):
+    """``loss + weight * latency``, in milliseconds; with ``relative``, ``loss + weight * (latency / max_ms - 1)``.
+
+    Args:
+        weight: Per millisecond, or per limit.
+        relative: Measure latency by the limit.
+        of: Which latency.
+
+    Source:
+        ProxylessNAS, arXiv 1812.00332, section 3.3.1; relative: ``add#linear`` of its released code, weight 0.1.
+        Differs: the released code's reference is a constant of the device; here it is the limit.
+    """
+
+    weight: Scalar
+    relative: bool = False
+    of: Of = "probabilities"
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        ms = latency_ms(context, self.of).to(loss)
+        cost = ms / context.budget.max_ms - 1 if self.relative else ms
+        return loss + value_at(self.weight, context.progress) * cost
+
+
+@dataclass(frozen=True)
+class LogLatency(_Stateless):
+    """``loss * scale * (log latency) ** power``; relative, the logarithm is divided by that of the limit.
+
+    The logarithm has to be positive, so the unit must make every latency larger than one.
+
+    Args:
+        scale: Factor.
+        power: Exponent.
+        relative: Divide by ``log max_ms``.
+        power_inside: ``log(latency ** power)`` instead; the published notation allows both readings.
+        units_per_ms: The unit of the logarithm; 1000 for microseconds.
+        of: Which latency.
+
+    Raises:
+        UsageError: A latency is not above one unit.
+
+    Source:
+        FBNet, arXiv 1812.03443, equation 2: 0.2 and 0.6, latency of the sampled weights. Relative: ``mul#log`` of
+        ProxylessNAS's released code: 0.2 and 0.3, expected latency.
+    """
+
+    scale: Scalar = 0.2
+    power: Scalar = 0.6
+    relative: bool = False
+    power_inside: bool = False
+    units_per_ms: float = 1.0
+    of: Of = "sample"
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        scale, power = value_at(self.scale, context.progress), value_at(self.power, context.progress)
+        latency = latency_ms(context, self.of).to(loss) * self.units_per_ms
+        limit = context.budget.max_ms * self.units_per_ms
+        smallest = min(float(latency.detach()), limit) if self.relative else float(latency.detach())
+        if not smallest > 1:
+            raise UsageError(
+                f"the logarithm of a latency of {smallest:.4g} units is not positive, and a loss multiplied by it "
+                f"means nothing. Use LogLatency(units_per_ms=1000) or more; it is {self.units_per_ms:g} now."
+            )
+        if self.power_inside:
+            return loss * scale * power * latency.log() / (power * math.log(limit) if self.relative else 1.0)
+        return loss * scale * (latency.log() / (math.log(limit) if self.relative else 1.0)) ** power
+
+
+@dataclass(frozen=True)
+class HingeLatency(_Stateless):
+    """``loss + weight * max(0, latency / max_ms - 1)``: only what exceeds the limit costs.
+
+    Args:
+        weight: Per limit.
+        of: Which latency.
+    """
+
+    weight: Scalar
+    of: Of = "probabilities"
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        excess = latency_ms(context, self.of).to(loss) / context.budget.max_ms - 1
+        return loss + value_at(self.weight, context.progress) * excess.clamp_min(0)
+
+
+@dataclass(frozen=True)
+class AbsoluteLatency(_Stateless):
+    """``loss + weight * |latency / max_ms - 1|``; with minus an accuracy as the loss, the absolute reward.
+
+    Args:
+        weight: Per limit.
+        of: Which latency.
+
+    Source:
+        TuNAS, arXiv 2008.06120, section 3.2: weight 0.10, latency of the drawn architecture.
+    """
+
+    weight: Scalar = 0.10
+    of: Of = "sample"
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        excess = latency_ms(context, self.of).to(loss) / context.budget.max_ms - 1
+        return loss + value_at(self.weight, context.progress) * excess.abs()
+
+
+@dataclass(frozen=True)
+class PowerLatency(_Stateless):
+    """``loss * (latency / max_ms) ** power``; of a negative loss, which is a reward, ``(max_ms / latency) ** power``.
+
+    Args:
+        power: Exponent.
+        of: Which latency.
+
+    Source:
+        MnasNet, arXiv 1807.11626, equation 2 (0.07); ProxylessNAS, arXiv 1812.00332, released code (0.1).
+    """
+
+    power: Scalar = 0.1
+    of: Of = "sample"
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        ratio = latency_ms(context, self.of).to(loss) / context.budget.max_ms
+        power = value_at(self.power, context.progress)
+        return loss * torch.where(loss.detach() < 0, ratio**-power, ratio**power)
+
+
+@dataclass(frozen=True)
+class Entropy(_Stateless):
+    """``loss + weight * mean entropy`` of the choices' probabilities; a negative weight keeps them undecided.
+
+    Args:
+        weight: Per nat.
+
+    Source:
+        ENAS, arXiv 1802.03268, released code, rewards entropy in its controller; a growing weight decides instead.
+    """
+
+    weight: Scalar
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        return loss + value_at(self.weight, context.progress) * mean_entropy(context.probabilities).to(loss)
+
+
+def latency_ms(context: Context, of: Of) -> Tensor:
+    """The latency that a term is about."""
+    return context.drawn_ms if of == "probabilities" else context.sampled_ms
+
+
+def mean_entropy(probabilities: Mapping[str, Tensor]) -> Tensor:
+    """Mean over the choices, in nats."""
+    entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in probabilities.values()]
+    return torch.stack(entropies).mean() if entropies else torch.zeros(())

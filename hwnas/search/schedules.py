@@ -63,3 +63,23 @@ class Cosine:
             return self.start * progress / self.warm_up
         done = (progress - self.warm_up) / (1 - self.warm_up)
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One schedule up to a progress, another after it, each from its own start to its own end.
+
+    Args:
+        boundary: Progress at which the second one takes over, between 0 and 1.
+        first: Up to there; a number stays.
+        second: From there on.
+    """
+
+    boundary: float
+    first: Scalar
+    second: Scalar
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.boundary:
+            return value_at(self.first, progress / self.boundary)
+        return value_at(self.second, (progress - self.boundary) / (1 - self.boundary))

@@ -1,56 +1,209 @@
-"""Which parameters move on which batch."""
+"""Which parameters move on which batch, in which order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from hwnas.search.objective import Objective
-from hwnas.search.protocols import Batch, SearchState
+from hwnas.errors import UsageError
+from hwnas.search.gradients import ArchGradient, Estimate, FirstOrder, through_gates
+from hwnas.search.protocols import UpdateScheme
+from hwnas.search.recipe import Recipe
+from hwnas.search.step import SearchStep
+
+BASELINE = "reward_baseline"
 
 
 @dataclass(frozen=True)
-class Alternating:
-    """One weight step on a training batch, then one architecture step on a batch of the other half.
+class Alternating(UpdateScheme):
+    """A weight step on a training batch, and an architecture step on a batch of the other half.
 
     Args:
         warm_up: Share of the search, from its start, in which only weights move.
         every: Weight steps per architecture step.
+        arch_first: Move the logits before the weights of the same step.
+        gradient: Of the logits.
 
     Source:
-        First-order DARTS, arXiv 1806.09055, algorithm 1 with xi = 0; the order, weights first, is GDAS's;
-        several weight steps per architecture step as in ProxylessNAS, arXiv 1812.00332, released code.
+        DARTS, arXiv 1806.09055, algorithm 1 (architecture first); GDAS, arXiv 1910.04465, released code (weights
+        first); several weight steps per architecture step: ProxylessNAS, arXiv 1812.00332, released code.
     """
 
     warm_up: float = 0.0
     every: int = 1
+    arch_first: bool = False
+    gradient: ArchGradient = FirstOrder()
 
-    def step(
-        self, state: SearchState, weight_batch: Batch, arch_batch: Batch, objective: Objective
-    ) -> dict[str, float]:
+    def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
-        figures = self._weight_step(state, weight_batch, objective)
-        if objective.progress >= self.warm_up and state.step % self.every == 0:
-            figures |= self._arch_step(state, arch_batch, objective)
+        _require_gradient(recipe, self)
+        self.gradient.check(recipe)
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
+        """See ``UpdateScheme``."""
+        due = step.progress >= self.warm_up and step.state.step % self.every == 0
+        first = self._arch_step(step) if due and self.arch_first else {}
+        figures = first | weight_step(step)
+        return figures | (self._arch_step(step) if due and not self.arch_first else {})
+
+    def _arch_step(self, step: SearchStep) -> dict[str, float]:
+        gates = step.draw(step.recipe.relaxation)
+        estimate = self.gradient(step, gates)
+        step.move_logits(estimate.gradients, gates, estimate.context)
+        return _figures(estimate)
+
+
+@dataclass(frozen=True)
+class OneLevel(UpdateScheme):
+    """Weights and logits move together, by one backward pass over one training batch.
+
+    Args:
+        warm_up: Share of the search, from its start, in which only weights move.
+
+    Source:
+        SNAS, arXiv 1812.09926, section 2.2.
+    """
+
+    needs_arch_split: ClassVar[bool] = False
+
+    warm_up: float = 0.0
+
+    def check(self, recipe: Recipe) -> None:
+        """See ``UpdateScheme``."""
+        _require_gradient(recipe, self)
+        if recipe.weight_relaxation is not None:
+            raise UsageError(
+                f"recipe '{recipe.name}': one pass moves weights and logits, so weight_relaxation would have no "
+                "effect. Leave it out."
+            )
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
+        """See ``UpdateScheme``."""
+        if step.progress < self.warm_up:
+            return weight_step(step)
+        gates, smoothing = step.draw(step.recipe.relaxation), step.recipe.label_smoothing
+        task = step.run(step.weight_batch, gates, weights=True, arch=True, label_smoothing=smoothing)
+        estimate = through_gates(step, gates, task)
+        step.move_weights()
+        step.move_logits(estimate.gradients, gates, estimate.context)
+        return {"weight_loss": float(task.loss), "weight_accuracy": task.accuracy} | _figures(estimate)
+
+
+@dataclass(frozen=True)
+class Reinforce(UpdateScheme):
+    """A weight step, and an architecture step along ``-(R - baseline) d log P / d alpha``.
+
+    The reward of a drawn architecture is minus the regularized loss, with minus its accuracy as the task loss:
+    a term of the latency of the draw itself acts through the reward, a differentiable one directly.
+
+    Args:
+        num_samples: Architectures per architecture step, all on the same images.
+        decay: Share of the new mean reward in the moving baseline.
+        include_current: Move the baseline before it is subtracted, as published; this only scales the expected
+            gradient, by ``1 - decay / num_samples``.
+        warm_up: Share of the search, from its start, in which only weights move.
+        every: Weight steps per architecture step.
+
+    Source:
+        ProxylessNAS, arXiv 1812.00332, section 3.3.2 and released code (10 samples, decay 0.99); TuNAS, arXiv
+        2008.06120, section 3 (decay 0.05).
+    """
+
+    num_samples: int = 10
+    decay: float = 0.99
+    include_current: bool = True
+    warm_up: float = 0.0
+    every: int = 1
+
+    def check(self, recipe: Recipe) -> None:
+        """See ``UpdateScheme``."""
+        if not recipe.relaxation.draws:
+            raise UsageError(
+                f"recipe '{recipe.name}': REINFORCE needs the log-probability of a draw, which "
+                f"{type(recipe.relaxation).__name__} does not give. Use Categorical()."
+            )
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
+        """See ``UpdateScheme``."""
+        figures = weight_step(step)
+        if step.progress >= self.warm_up and step.state.step % self.every == 0:
+            figures |= self._arch_step(step)
         return figures
 
-    def _weight_step(self, state: SearchState, batch: Batch, objective: Objective) -> dict[str, float]:
-        state.weight_optimizer.zero_grad(set_to_none=True)
-        loss, accuracy = objective.weight_loss(state, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(state.supernet.parameters(), objective.recipe.grad_clip)
-        state.weight_optimizer.step()
-        return {"weight_loss": float(loss.detach()), "weight_accuracy": accuracy}
+    def _arch_step(self, step: SearchStep) -> dict[str, float]:
+        batch, losses, log_probs, accuracies = step.arch_batch(), [], [], []
+        for _ in range(self.num_samples):
+            gates = step.draw(step.recipe.relaxation)
+            context = step.context(gates)
+            accuracies.append(step.run(batch, gates).accuracy)
+            losses.append(step.regularized(torch.tensor(-accuracies[-1], dtype=torch.float64), context))
+            log_probs.append(sum(gate.log_prob for gate in gates.values() if gate.log_prob is not None))
+        loss, log_prob = torch.stack(losses), torch.stack([torch.as_tensor(value) for value in log_probs])
+        advantage = -loss.detach() - self._baseline(step, float(-loss.detach().mean()))
+        surrogate = (loss - advantage * log_prob).mean()
+        logits = step.state.logits
+        found = torch.autograd.grad(surrogate, list(logits.values()), allow_unused=True)
+        step.move_logits(dict(zip(logits, found, strict=True)), gates, context)
+        return {
+            "arch_loss": float(loss.detach().mean()),
+            "arch_accuracy": sum(accuracies) / len(accuracies),
+            "expected_ms": float(context.expected_ms.detach()),
+            "sampled_ms": float(context.sampled_ms.detach()),
+        }
 
-    def _arch_step(self, state: SearchState, batch: Batch, objective: Objective) -> dict[str, float]:
-        names = list(state.logits)
-        loss, accuracy, context = objective.arch_loss(state, batch)
-        gradients = torch.autograd.grad(loss, [state.logits[name] for name in names], allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            state.logits[name].grad = gradient
-        state.arch_optimizer.step()
-        for regularizer in objective.recipe.regularizers:
-            regularizer.update(context)
-        expected_ms = float(context.expected_ms.detach())
-        return {"arch_loss": float(loss.detach()), "arch_accuracy": accuracy, "expected_ms": expected_ms}
+    def _baseline(self, step: SearchStep, mean: float) -> float:
+        scalars = step.state.scalars
+        old = scalars.get(BASELINE, mean)
+        scalars[BASELINE] = old + self.decay * (mean - old)
+        return scalars[BASELINE] if self.include_current else old
+
+
+@dataclass(frozen=True)
+class WeightsOnly(UpdateScheme):
+    """Only weights move: the supernet is trained first and searched afterwards.
+
+    Source:
+        SPOS, arXiv 1904.00420, section 3.
+    """
+
+    needs_arch_split: ClassVar[bool] = False
+
+    def check(self, recipe: Recipe) -> None:
+        """See ``UpdateScheme``."""
+        if recipe.regularizers or recipe.weight_relaxation is not None:
+            raise UsageError(
+                f"recipe '{recipe.name}': the logits never move, so regularizers and a weight_relaxation would have "
+                "no effect. Leave them out."
+            )
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
+        """See ``UpdateScheme``."""
+        return weight_step(step)
+
+
+def weight_step(step: SearchStep) -> dict[str, float]:
+    """Draws a path and moves its weights."""
+    with torch.no_grad():
+        gates = step.draw(step.recipe.of_weights)
+    task = step.run(step.weight_batch, gates, weights=True, label_smoothing=step.recipe.label_smoothing)
+    step.move_weights()
+    return {"weight_loss": float(task.loss), "weight_accuracy": task.accuracy}
+
+
+def _require_gradient(recipe: Recipe, scheme: UpdateScheme) -> None:
+    if not recipe.relaxation.differentiable:
+        raise UsageError(
+            f"recipe '{recipe.name}': {type(recipe.relaxation).__name__} gives the logits no gradient, which "
+            f"{type(scheme).__name__} needs. Use another relaxation, or Reinforce() with Categorical()."
+        )
+
+
+def _figures(estimate: Estimate) -> dict[str, float]:
+    return {
+        "arch_loss": estimate.loss,
+        "arch_accuracy": estimate.task.accuracy,
+        "expected_ms": float(estimate.context.expected_ms.detach()),
+        "sampled_ms": float(estimate.context.sampled_ms.detach()),
+    }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from hwnas.errors import InfeasibleBudgetError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.measure import measure
-from hwnas.search.protocols import Derivation
+from hwnas.search.protocols import Derivation, Finished
 from hwnas.space import Architecture
 from hwnas.supernet.supernet import Network
 
@@ -53,7 +51,7 @@ class DerivationRound:
 
 def meet_target(
     derivation: Derivation,
-    probabilities: Mapping[str, Tensor],
+    finished: Finished,
     budget: Budget,
     profiler: Profiler | None,
     *,
@@ -67,7 +65,7 @@ def meet_target(
 
     Args:
         derivation: Finished search -> architectures.
-        probabilities: Of every option of every choice.
+        finished: What was searched.
         budget: The target.
         profiler: The device, or None to trust the prediction.
         num_rounds: Rounds at most.
@@ -81,7 +79,7 @@ def meet_target(
     for _ in range(num_rounds):
         if limit < low:
             return
-        derived = next(derivation(probabilities, replace(budget, max_ms=limit)), None)
+        derived = next(derivation(finished, replace(budget, max_ms=limit)), None)
         if derived is None:
             raise InfeasibleBudgetError(f"no architecture was derived within {limit:.4g} ms.")
         predicted = budget.model.exact_ms(derived)

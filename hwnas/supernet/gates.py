@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,12 +22,20 @@ class Gate:
             ``dL/d weight_k = <grad_y, option_k(x)>``. Their forward weight must be zero.
         hard: Exactly one option is active and its forward weight is exactly one, so that the product
             with it need not be computed.
+        added: The weights of options that do not run, which are zero, count as added to the output, so that each
+            gets the sum of ``grad_y`` as its gradient. Only of a hard gate.
+        probabilities: What expected latency weighs, shape ``(num_options,)``, differentiable; None for the
+            relaxation's probabilities of the choice.
+        log_prob: Log-probability of this draw, differentiable; None where the gate was not drawn.
     """
 
     weights: Tensor
     active: tuple[int, ...]
     probed: tuple[int, ...] = ()
     hard: bool = False
+    added: bool = False
+    probabilities: Tensor | None = None
+    log_prob: Tensor | None = None
 
 
 Gates = Mapping[str, Gate]
@@ -40,14 +48,31 @@ def one_hot_gates(space: SearchSpace, architecture: Architecture) -> dict[str, G
     Raises:
         ArchitectureError: It belongs to another space.
     """
-    gates = {}
-    for choice, index in zip(space.choices, space.indices(architecture), strict=True):
-        weights = torch.zeros(len(choice.options))
-        weights[index] = 1.0
-        gates[choice.name] = Gate(weights, (index,), hard=True)
-    return gates
+    chosen = zip(space.choices, space.indices(architecture), strict=True)
+    return {choice.name: Gate(one_hot(index, len(choice.options)), (index,), hard=True) for choice, index in chosen}
+
+
+def one_hot(index: int, num_options: int) -> Tensor:
+    """Weights of a gate that runs one option."""
+    weights = torch.zeros(num_options)
+    weights[index] = 1.0
+    return weights
 
 
 def weights_of(gates: Gates) -> dict[str, Tensor]:
     """The weights alone, as ``LatencyModel.expected_ms`` takes them."""
     return {name: gate.weights for name, gate in gates.items()}
+
+
+def detached(gates: Gates, device: torch.device, *, requires_grad: bool = False) -> dict[str, Gate]:
+    """The same gates on a device, their weights cut off from the logits.
+
+    Args:
+        gates: As a relaxation made them.
+        device: Where the supernet is.
+        requires_grad: Make leaves of the weights, so that a backward pass ends at them.
+    """
+    return {
+        name: replace(gate, weights=gate.weights.detach().to(device).requires_grad_(requires_grad))
+        for name, gate in gates.items()
+    }

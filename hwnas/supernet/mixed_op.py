@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hwnas.supernet.gates import Gate
+
+Context = contextlib.AbstractContextManager[None]
+AnyContext = Callable[[], Context]
 
 
 class MixedOp(nn.Module):
@@ -23,7 +28,7 @@ class MixedOp(nn.Module):
         super().__init__()
         self.options = nn.ModuleList(options)
 
-    def forward(self, x: Tensor, gate: Gate) -> Tensor:
+    def forward(self, x: Tensor, gate: Gate, checkpointed: bool = False) -> Tensor:
         """Weighted sum of the active options.
 
         With a hard gate the one active option's output is returned as it is; the gate's gradient is
@@ -32,18 +37,20 @@ class MixedOp(nn.Module):
         Args:
             x: Images' features, ``(batch, channels, height, width)``.
             gate: Which options run, with which weights.
+            checkpointed: Keep no activations of an option; compute them again in the backward pass.
         """
         if not gate.hard:
-            return torch.stack([gate.weights[k] * self.options[k](x) for k in gate.active]).sum(0)
-        (active,) = gate.active
-        y: Tensor = self.options[active](x)
+            outputs = (gate.weights[k] * recomputed(self.options[k], x, checkpointed) for k in gate.active)
+            return functools.reduce(torch.add, outputs)
+        y = recomputed(self.options[gate.active[0]], x, checkpointed)
         if not (torch.is_grad_enabled() and gate.weights.requires_grad):
             return y
-        return _HardGate.apply(y, x, gate.weights, active, gate.probed, self._probe)  # type: ignore[no-any-return]
+        probe = functools.partial(self._probe, autocast=autocast_now(x.device.type))
+        return _HardGate.apply(y, x, gate.weights, gate, probe)  # type: ignore[no-any-return]
 
-    def _probe(self, option: int, x: Tensor) -> Tensor:
+    def _probe(self, option: int, x: Tensor, *, autocast: AnyContext) -> Tensor:
         module = self.options[option]
-        with torch.no_grad(), frozen_batchnorm(module):
+        with torch.no_grad(), frozen_batchnorm(module), autocast():
             return module(x)  # type: ignore[no-any-return]
 
 
@@ -63,24 +70,76 @@ class _HardGate(torch.autograd.Function):
         y: Tensor,
         x: Tensor,
         weights: Tensor,
-        active: int,
-        probed: tuple[int, ...],
+        gate: Gate,
         probe: Callable[[int, Tensor], Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(y, *((x.detach(),) if probed else ()))
-        ctx.active, ctx.probed, ctx.probe = active, probed, probe
-        ctx.like = weights
+        ctx.save_for_backward(y, weights, *((x.detach(),) if gate.probed else ()))
+        (ctx.active,), ctx.probed, ctx.added, ctx.probe = gate.active, gate.probed, gate.added, probe
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        y, *inputs = ctx.saved_tensors
-        gate = torch.zeros_like(ctx.like)
-        gate[ctx.active] = (grad * y).sum()
+        y, weights, *inputs = ctx.saved_tensors
+        idle = grad.sum(dtype=weights.dtype) if ctx.added else 0.0
+        gate = torch.zeros_like(weights) + idle
+        gate[ctx.active] = (grad * y).sum(dtype=weights.dtype)
         for option in ctx.probed:
-            gate[option] = (grad * ctx.probe(option, inputs[0])).sum()
-        return grad, None, gate, None, None, None
+            gate[option] = (grad * ctx.probe(option, inputs[0])).sum(dtype=weights.dtype)
+        if torch.is_grad_enabled():  # second derivatives: the weight is one, but not a constant
+            grad = grad * weights[ctx.active]
+        return grad, None, gate, None, None
+
+
+def recomputed(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
+    """The module's output; if checkpointed, activations inside it are computed again in the backward pass.
+
+    Batch-norm buffers move once.
+    """
+    if not (checkpointed and torch.is_grad_enabled()):
+        return module(x)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():  # a compiled graph changes its buffers once, whatever it computes again
+        return checkpoint(module, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def contexts() -> tuple[Context, Context]:
+        return contextlib.nullcontext(), kept_buffers(module)
+
+    return checkpoint(module, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+
+
+class kept_buffers(contextlib.AbstractContextManager[None]):
+    """Whatever happens to a module's buffers inside the block is undone; may be entered again.
+
+    Batch-norm that is told not to track statistics saves fewer tensors for the backward pass, which checkpointing
+    refuses; so statistics are tracked as always, and then put back.
+
+    Args:
+        module: Whose buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._before = [buffer.clone() for buffer in self._module.buffers()]
+
+    def __exit__(self, *error: object) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._module.buffers(), self._before, strict=True):
+                buffer.copy_(value)
+        self._before = []
+
+
+def autocast_now(kind: str) -> AnyContext:
+    """Makes the autocast that is on now, for what runs later, in the backward pass.
+
+    Args:
+        kind: Type of the device.
+    """
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return contextlib.nullcontext
+    return functools.partial(torch.autocast, kind, torch.get_autocast_dtype(kind))
 
 
 @contextlib.contextmanager

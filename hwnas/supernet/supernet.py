@@ -15,7 +15,7 @@ from hwnas.ops.blocks import build_op
 from hwnas.ops.wiring import Wired, feed
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet.gates import Gates
-from hwnas.supernet.mixed_op import MixedOp
+from hwnas.supernet.mixed_op import MixedOp, recomputed
 
 
 class Supernet(nn.Module):
@@ -41,12 +41,13 @@ class Supernet(nn.Module):
             modules = [build_op(signature) for signature in layer.signatures]
             self.layers[layer.name] = MixedOp(modules) if layer.choices else modules[0]
 
-    def forward(self, x: Tensor, gates: Gates) -> Tensor:
+    def forward(self, x: Tensor, gates: Gates, *, checkpointed: bool = False) -> Tensor:
         """Logits of a batch under the given gates.
 
         Args:
             x: Images, ``(batch, channels, height, width)``.
             gates: One gate a choice.
+            checkpointed: Keep only what lies between layers; compute the rest again in the backward pass.
 
         Returns:
             Logits, ``(batch, num_classes)``.
@@ -58,7 +59,9 @@ class Supernet(nn.Module):
         if missing:
             raise MissingChoiceError(f"choice '{missing[0]}' has no gate; given: {', '.join(gates) or 'none'}.")
         gated = [
-            partial(self.layers[layer.name], gate=gates[layer.choices[0]]) if layer.choices else self.layers[layer.name]
+            partial(self.layers[layer.name], gate=gates[layer.choices[0]], checkpointed=checkpointed)
+            if layer.choices
+            else partial(recomputed, self.layers[layer.name], checkpointed=checkpointed)
             for layer in self.space.layers
         ]
         return feed(gated, x, self.space.wiring)

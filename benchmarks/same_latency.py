@@ -1,0 +1,140 @@
+"""Is the searched network better than others of the same latency? Trained alike, three seeds.
+
+    python benchmarks/same_latency.py RUN --data npz:cifar10.npz --epochs 10 [--device cpu]
+
+RUN is a finished search. Its network is held against MobileNetV2, whose width is scaled until it measures the same
+latency on the device of the run's table, and against random networks of the space that the table predicts within two
+percent of it. Every training's accuracy is kept in ``RUN/same-latency.jsonl``, so that the command goes on where it
+stopped. Leave the machine alone while MobileNetV2 is fitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2
+
+from hwnas.compute import Compute
+from hwnas.console import Reporter
+from hwnas.errors import HwnasError
+from hwnas.latency.measure import measure
+from hwnas.plugins import Profiler
+from hwnas.run import RunFolder
+from hwnas.search.sampling import BandSampler
+from hwnas.space import Shape
+from hwnas.steps import matching_data, profiler_of
+from hwnas.supernet.supernet import Network
+from hwnas.training import TrainingOptions, train
+
+NUM_RANDOM = 5
+BAND = 0.02
+WIDTHS = np.arange(0.05, 2.5, 0.025)
+SMALL_IMAGES = [
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+]
+"""Expansion, channels, repeats, stride: MobileNetV2 (arXiv 1801.04381, table 2) for images of at most 64 pixels, with
+the first two strides left out, as is usual for CIFAR."""
+
+Build = Callable[[], nn.Module]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", help="that of the search if not given")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    arguments = parser.parse_args()
+    run = RunFolder.open(arguments.run)
+    kept = run.file("same-latency.jsonl")
+    for seed, (name, ms, build) in itertools.product(range(arguments.seeds), list(rivals(run))):
+        if not any((row["network"], row["seed"]) == (name, seed) for row in read(kept)):
+            torch.manual_seed(seed)
+            row = {"network": name, "ms": ms, "seed": seed, **trained(build(), run, arguments, name, seed)}
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(f"{datetime.date.today()} {run.table().environment}, torch {torch.__version__}, {arguments}")  # noqa: T201
+    found = pd.DataFrame(read(kept))
+    found["kind"] = found.network.str.replace(r" \d+$", "", regex=True)
+    print(found.groupby("kind").agg({"ms": "mean", "accuracy": ["mean", "std", "count"]}).to_string())  # noqa: T201
+
+
+def rivals(run: RunFolder) -> Iterator[tuple[str, float, Build]]:
+    """Name, measured latency and builder of every network."""
+    space, model, profiler, chosen = run.space(), run.budget().model, profiler_of(run.table()), run.architecture()
+    target = measure(profiler, Network(space, chosen).eval(), space.input_shape).ms
+    yield "searched", target, lambda: Network(space, chosen)
+    width, ms = fitted_width(profiler, space.input_shape, space.num_classes, target)
+    yield f"MobileNetV2 x{width:.3f}", ms, lambda: mobilenet(width, space.input_shape, space.num_classes)
+    low, high = ((1 + sign * BAND) * model.exact_ms(chosen) for sign in (-1, 1))
+    uniform = [np.zeros(count) for count in space.num_options]
+    others = (a for a in BandSampler(model, uniform, min_ms=low, max_ms=high).distinct(0) if a.id != chosen.id)
+    for number, other in enumerate(itertools.islice(others, NUM_RANDOM), 1):
+        ms = measure(profiler, Network(space, other).eval(), space.input_shape).ms
+        yield f"random {number}", ms, lambda other=other: Network(space, other)
+
+
+def fitted_width(profiler: Profiler, shape: Shape, num_classes: int, target_ms: float) -> tuple[float, float]:
+    """The widest MobileNetV2 that is not slower than the target, found by halving, and its latency."""
+    low, high, found = 0, len(WIDTHS) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        ms = measure(profiler, mobilenet(WIDTHS[middle], shape, num_classes).eval(), shape).ms
+        if ms <= target_ms * (1 + BAND / 2):
+            low, found = middle + 1, (float(WIDTHS[middle]), ms)
+        else:
+            high = middle - 1
+    if found is None:
+        raise HwnasError(f"no MobileNetV2 is as fast as {target_ms:.4g} ms here. Search at a higher target.")
+    return found
+
+
+def mobilenet(width: float, shape: Shape, num_classes: int) -> nn.Module:
+    """MobileNetV2, with fewer strides where images are small."""
+    if shape[1] > 64:
+        return mobilenet_v2(width_mult=float(width), num_classes=num_classes)
+    network = mobilenet_v2(width_mult=float(width), num_classes=num_classes, inverted_residual_setting=SMALL_IMAGES)
+    network.features[0][0].stride = (1, 1)
+    return network
+
+
+def trained(
+    network: nn.Module, run: RunFolder, arguments: argparse.Namespace, name: str, seed: int
+) -> dict[str, float]:
+    """Trains a network like every other; returns its accuracy."""
+    space, folder = run.space(), RunFolder(run.file(f"same-latency/{name.replace(' ', '-')}-{seed}"))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    data = matching_data(arguments.data or run.config["data"], space, seed, run.config["classes"])
+    options = TrainingOptions(num_epochs=arguments.epochs, batch_size=arguments.batch_size)
+    compute = Compute(device=arguments.device, num_workers=arguments.workers)
+    with Reporter() as reporter:
+        scores = train(network, data, folder, options=options, compute=compute, seed=seed, progress=reporter)
+    return {"accuracy": scores.top1}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """What was kept so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The command ``hwnas search``."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hwnas.cli_options import (
+    Accumulate,
+    CheckpointActivations,
+    CheckpointSeconds,
+    Data,
+    Device,
+    Precision,
+    Resolution,
+    Seed,
+    SpaceName,
+    Width,
+    Workers,
+    built_space,
+    compute,
+    describe_model,
+    say,
+)
+from hwnas.console import Reporter, draw
+from hwnas.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from hwnas.search.target import DerivationRound
+    from hwnas.space import SearchSpace
+
+MaxMs = Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")]
+RecipeName = Annotated[str, typer.Option(help="Method; see 'hwnas list recipes', or FILE.py:FUNCTION of your own.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the recipe; may be repeated.")
+]
+Classes = Annotated[
+    int | None,
+    typer.Option("--classes", "--num-classes", help="Search on this many of the data set's classes, always the same."),
+]
+WeightsFrom = Annotated[Path | None, typer.Option(help="Run of this space whose supernet to start from.")]
+
+
+def search(
+    space: SpaceName,
+    table: Annotated[Path, typer.Option(help="Latency table of the device.")],
+    output: Annotated[Path, typer.Option(help="Run folder to create.")],
+    max_ms: MaxMs = None,
+    recipe: RecipeName = "gumbel",
+    settings: Settings = None,
+    data: Data = "digits",
+    epochs: Annotated[int | None, typer.Option(help="The recipe's own number if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="The recipe's own if not given.")] = None,
+    weights_from: WeightsFrom = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    accumulate: Accumulate = 1,
+    checkpoint_activations: CheckpointActivations = False,
+    workers: Workers = 0,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    resolution: Resolution = None,
+    classes: Classes = None,
+    width: Width = None,
+    seed: Seed = 0,
+) -> None:
+    """Search a space under a hard latency limit; under torchrun, on several devices."""
+    from hwnas.latency.table import LatencyTable
+    from hwnas.steps import search_run
+
+    built = built_space(space, resolution, classes, width)
+    loaded = LatencyTable.load(table)
+    describe_model(built, loaded)
+    arguments = {"num_epochs": epochs, "batch_size": batch_size}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    with Reporter() as reporter:
+        rounds = search_run(
+            built, loaded, output, data=data, classes=classes, max_ms=max_ms, recipe=recipe,
+            recipe_arguments={**given, **_parsed(settings or [])}, seed=seed,
+            compute=compute(device, precision, accumulate, checkpoint_activations, False, workers),
+            weights_from=weights_from, resume=resume, other_device=other_device, checkpoint_seconds=checkpoint_seconds,
+            progress=reporter, say=say,
+        )  # fmt: skip
+    if rounds:  # only on rank 0
+        _conclude(built, rounds, output)
+
+
+def _conclude(space: SearchSpace, rounds: list[DerivationRound], output: Path) -> None:
+    for each in rounds:
+        say(str(each))
+    say(draw(space, rounds[-1].architecture))
+    if not rounds[-1].met:
+        raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--set {setting}: expected NAME=VALUE, such as --set arch_lr=0.01.")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values

@@ -1,0 +1,52 @@
+"""The best of architectures drawn from the final probabilities."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hwnas.errors import UsageError
+from hwnas.latency.budget import Budget
+from hwnas.search.derivations.band import HIGHEST_DRAWN, check_floor, sampler_within
+from hwnas.search.protocols import Derivation, Finished
+from hwnas.space import Architecture
+
+
+@dataclass(frozen=True)
+class SampleAndScore(Derivation):
+    """Draws different architectures from the final probabilities, within the limit, and yields the most accurate first.
+
+    From uniform probabilities this is random search with shared weights.
+
+    Args:
+        num_samples: Architectures to score; fewer where draws find no more.
+        floor: Share of the limit to use at least, from 0 to 0.99; dropped where the space has no network in that band.
+
+    Raises:
+        UsageError: A number is out of range.
+
+    Source:
+        FBNet, arXiv 1812.03443, section 3.3.
+        Differs: samples are compared with the weights of the supernet, where FBNet trains each from scratch, and
+        drawn under the condition that they keep the limit.
+    """
+
+    num_samples: int
+    floor: float = 0.95
+
+    evaluates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_floor(self, highest=HIGHEST_DRAWN)
+        if self.num_samples < 1:
+            raise UsageError(
+                f"SampleAndScore got num_samples={self.num_samples}; expected at least 1. Give a number of samples."
+            )
+
+    def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
+        """See ``Derivation``."""
+        sampler = sampler_within(self, finished, budget)
+        drawn = itertools.islice(sampler.distinct(finished.seed), self.num_samples)
+        yield from sorted(drawn, key=finished.evaluate, reverse=True)

@@ -1,0 +1,176 @@
+"""Architectures drawn from probabilities, all of them within a band of latencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import softmax
+from torch import Tensor
+
+from hwnas.latency.budget import solve
+from hwnas.latency.calibration import Array
+from hwnas.latency.model import Indices, LatencyModel
+from hwnas.space import Architecture, OpSignature, SearchSpace
+
+NUM_DRAWS = 65_536
+"""Draws at once."""
+
+ENOUGH = 64
+"""New networks that a batch of untilted draws has to bring, or else draws are tilted."""
+
+MAX_DOUBLINGS = 60
+
+
+def log_probabilities(probabilities: Mapping[str, Tensor], space: SearchSpace) -> list[Array]:
+    """Log-probability of every option, choice by choice in order; no option is less likely than 1e-12."""
+    return [probabilities[name].double().clamp_min(1e-12).log().cpu().numpy() for name in space.choice_names]
+
+
+class Unseen:
+    """Remembers networks and lets through new ones.
+
+    Two that have the same operator in every layer are one: they share all weights and build the same network.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._rows: set[tuple[int, ...]] = set()
+        self._networks: set[tuple[OpSignature, ...]] = set()
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def among(self, rows: Iterable[Sequence[int]]) -> Iterator[Architecture]:
+        """The new ones among option indices, in order; one is remembered when the iterator reaches it."""
+        for row in rows:
+            key = tuple(row)
+            if key in self._rows:
+                continue
+            self._rows.add(key)
+            architecture = self._space.architecture(key)
+            operators = self._space.operators(architecture)
+            if operators not in self._networks:
+                self._networks.add(operators)
+                yield architecture
+
+
+@dataclass(frozen=True)
+class BandSampler:
+    """Draws architectures from independent probabilities, given that ``min_ms <= exact_ms <= max_ms``.
+
+    Three ways, each where the one before finds too little:
+
+    1. Draw ``p(a) = prod p_k`` and reject what lies outside the band.
+    2. Draw with probabilities tilted by latency, ``q_k ~ p_k exp(-mu t_k)``, where ``t_k`` is the mean latency that
+       option k causes in the layers that depend on its choice, and ``mu`` puts the expected latency on the band's
+       nearer edge. That multiplies the probability of a network by ``exp(-mu t(a))``, ``t`` being the sum of its
+       ``t_k``, and nothing else; so a draw within the band is kept with a probability proportional to
+       ``exp(mu t(a))``, which is 1 for the network of its batch that the tilt made rarest. What is kept follows
+       ``p`` within the band again, up to the chance that a batch misses the network that should set the scale.
+       Where every layer depends on one choice, ``t`` is the latency up to a constant and few draws are lost; where
+       layers couple choices, more.
+    3. The exact programme, most probable first, so that something comes out wherever the band has a network. In
+       a large space, a band of about a millionth of its latency can keep it busy for many minutes.
+
+    Args:
+        model: Predicts latency.
+        scores: Per choice, the log-probability of every option.
+        max_ms: Upper end of the band.
+        min_ms: Lower end; none if not given.
+
+    Source:
+        Exponential tilting for rare events: Asmussen and Glynn, Stochastic Simulation, 2007, chapter VI. A bound
+        taken from the draws: Caffo, Booth and Davis, Biometrika 89(4), 2002.
+        AttentiveNAS, arXiv 2011.09011, section 4, conditions on multiply-adds by marginals per bin instead.
+    """
+
+    model: LatencyModel
+    scores: Sequence[Array]
+    _: KW_ONLY
+    max_ms: float
+    min_ms: float = -math.inf
+
+    def distinct(self, seed: int) -> Iterator[Architecture]:
+        """Different networks in the order of their first draw, none twice.
+
+        Ends when a whole batch of draws brings nothing new, so it may miss networks that are very improbable, but
+        yields at least one where the band has any. Take as many as you need: later ones cost more.
+
+        Args:
+            seed: Decides the draws.
+        """
+        generator, unseen = np.random.default_rng(seed), Unseen(self.model.space)
+        for mu in dict.fromkeys((0.0, self.tilt)):
+            enough = ENOUGH if mu == 0 and self.tilt else 1
+            before = -enough
+            while len(unseen) - before >= enough:
+                before = len(unseen)
+                yield from unseen.among(self.draw(generator, NUM_DRAWS, mu=mu).tolist())
+        if not len(unseen):
+            yield from unseen.among(solve(self.model, self.scores, max_ms=self.max_ms, min_ms=self.min_ms))
+
+    def draw(self, generator: np.random.Generator, num_draws: int, *, mu: float = 0.0) -> Indices:
+        """Draws with a tilt and keeps those within the band.
+
+        Args:
+            generator: Source of the draws.
+            num_draws: How many to try.
+            mu: The tilt, per ms; negative towards slow networks.
+
+        Returns:
+            Option indices of shape ``(kept, choices)``, independent and with repetitions.
+        """
+        rows = np.empty((num_draws, len(self.scores)), dtype=np.intp)
+        for choice, probabilities in enumerate(self._tilted(mu)):
+            drawn = np.searchsorted(np.cumsum(probabilities), generator.random(num_draws), side="right")
+            rows[:, choice] = np.minimum(drawn, len(probabilities) - 1)  # a sum may round to less than 1
+        ms = self.model.exact_ms_many(rows)
+        rows = rows[(self.min_ms <= ms) & (ms <= self.max_ms)]
+        if mu == 0 or not len(rows):
+            return rows
+        logs = np.zeros(len(rows))
+        for choice, ms in enumerate(self.first_order_ms):
+            logs += mu * ms[rows[:, choice]]
+        kept: Indices = rows[generator.random(len(rows)) < np.exp(logs - logs.max())]
+        return kept
+
+    @cached_property
+    def tilt(self) -> float:
+        """Least ``mu`` that brings the expected latency into the band; 0 where it is there, or nothing brings it."""
+        mean = self._expected_ms(0.0)
+        edge = min(max(mean, self.min_ms), self.max_ms)
+        spread = max((float(np.ptp(ms)) for ms in self.first_order_ms), default=0.0)
+        if mean == edge or spread == 0:
+            return 0.0
+        mu = math.copysign(1 / spread, mean - edge)
+        for _ in range(MAX_DOUBLINGS):
+            if (self._expected_ms(mu) - edge) * (mean - edge) <= 0:
+                return float(brentq(lambda some: self._expected_ms(some) - edge, 0.0, mu))
+            mu *= 2
+        return 0.0
+
+    def _tilted(self, mu: float) -> list[Array]:
+        return [softmax(logp - mu * ms) for logp, ms in zip(self.scores, self.first_order_ms, strict=True)]
+
+    def _expected_ms(self, mu: float) -> float:
+        names, tilted = self.model.space.choice_names, self._tilted(mu)
+        return float(self.model.expected_ms({n: torch.from_numpy(p) for n, p in zip(names, tilted, strict=True)}))
+
+    @cached_property
+    def first_order_ms(self) -> list[Array]:
+        """Per choice, latency of the layers that depend on it given each option, averaged over other choices."""
+        probabilities = [softmax(logp) for logp in self.scores]
+        means = [np.zeros(count) for count in self.model.space.num_options]
+        for factor in self.model.factors:
+            for axis, choice in enumerate(factor.choices):
+                ms = np.moveaxis(factor.ms, axis, 0)
+                for other in reversed(factor.choices[:axis] + factor.choices[axis + 1 :]):
+                    ms = ms @ probabilities[other]
+                means[choice] = means[choice] + ms
+        return means

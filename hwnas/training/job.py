@@ -1,0 +1,127 @@
+"""One step of a training, and what happens at the end of an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hwnas.compute import Compute
+from hwnas.data import BatchStream, ImageData, randaugment
+from hwnas.distributed import broadcast, rank, summed, world_size
+from hwnas.search.schedules import Cosine
+from hwnas.training.evaluation import Scores, score
+from hwnas.training.objective import TrainingObjective
+from hwnas.training.options import TrainingOptions
+from hwnas.training.state import TrainingState
+
+Batch = tuple[Tensor, Tensor]
+
+
+def create_stream(data: ImageData, options: TrainingOptions, compute: Compute, seed: int) -> BatchStream:
+    """The training batches, of which this rank gets its share."""
+    return BatchStream(
+        data.train,
+        options.batch_size,
+        seed=seed,
+        extra=randaugment(magnitude=options.randaugment) if options.randaugment else None,
+        num_workers=compute.num_workers,
+        rank=rank(),
+        num_ranks=world_size(),
+    )
+
+
+@dataclass(eq=False)
+class TrainingJob:
+    """Everything a step needs.
+
+    Args:
+        state: What the steps change.
+        forward: The network as it runs in a step.
+        objective: The loss.
+        options: Hyper-parameters.
+        compute: Device, precision, parts of a batch.
+        data: For the evaluation.
+        steps_per_epoch: Of the training batches.
+    """
+
+    state: TrainingState
+    forward: nn.Module
+    objective: TrainingObjective
+    options: TrainingOptions
+    compute: Compute
+    data: ImageData
+    steps_per_epoch: int
+    _started: tuple[float, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rate = Cosine(self.options.peak_lr, warm_up=self.options.warm_up)
+        self._started = time.monotonic(), self.state.step
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.options.num_epochs * self.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self._rate(self.state.step / self.total)
+
+    def step(self, batch: Batch) -> float:
+        """Moves the weights and returns the loss before, the mean over all ranks.
+
+        Gradients of the parts of a batch add up to that of their mean; other ranks' are averaged in at the
+        last part.
+        """
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.lr
+        state.optimizer.zero_grad(set_to_none=True)
+        losses, seen, num_images = list[Tensor](), 0, len(batch[1])
+        for images, labels in self.compute.micro_batches(batch):
+            seen += len(labels)
+            with self._alone() if seen < num_images else contextlib.nullcontext():
+                with self.compute.autocast():
+                    loss = self.objective(self.forward, images, labels, state.step) * (len(labels) / num_images)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        state.optimizer.step()
+        if state.average:
+            state.average.update(state.network, state.step)
+        return summed(float(sum(losses))) / world_size()
+
+    def finish_step(self, loss: float) -> bool:
+        """Counts the step; returns whether an epoch ends with it."""
+        self.state.step += 1
+        self.state.loss_sum += loss
+        return self.state.step % self.steps_per_epoch == 0
+
+    def finish_epoch(self) -> tuple[Scores, dict[str, float], dict[str, float]]:
+        """Evaluates; returns the scores, what the log says about the epoch, and how fast it was."""
+        started, first = self._started
+        seconds, num_images = time.monotonic() - started, (self.state.step - first) * self.options.batch_size
+        scores = self.evaluate()
+        figures = {
+            "loss": self.state.loss_sum / self.steps_per_epoch,
+            "val_loss": scores.loss,
+            "accuracy": scores.top1,
+            "top5": scores.top5,
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+        }
+        self.state.loss_sum, self._started = 0.0, (time.monotonic(), self.state.step)
+        return scores, figures, {"images_per_second": num_images / seconds}
+
+    def evaluate(self) -> Scores:
+        """Scores of the weights that will be kept, on the held-out images of all ranks."""
+        broadcast(self.state.evaluated)  # batch-norm statistics are each rank's own
+        workers = self.compute.num_workers
+        return score(self.state.evaluated, self.data.val, num_workers=workers, over_ranks=True)
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return contextlib.nullcontext()

@@ -1,0 +1,133 @@
+"""The training of a fixed network, resumable at every step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from torch import nn
+
+from hwnas.checkpoint import DeferredSignals
+from hwnas.compute import Compute
+from hwnas.data import ImageData
+from hwnas.distributed import any_rank, rank, require_same, world_size
+from hwnas.errors import NumericsError
+from hwnas.metrics import Meter, Progress, RunLog, no_progress
+from hwnas.run import RunFolder
+from hwnas.training.evaluation import Scores
+from hwnas.training.job import Batch, TrainingJob, create_stream
+from hwnas.training.objective import TrainingObjective
+from hwnas.training.optimizers import Average, create_optimizer
+from hwnas.training.options import TrainingOptions
+from hwnas.training.state import Identity, TrainingState, kept
+from hwnas.training.teacher import create_teacher
+from hwnas.training.wrapping import wrapped
+
+
+def train(
+    network: nn.Module,
+    data: ImageData,
+    run: RunFolder,
+    *,
+    options: TrainingOptions | None = None,
+    compute: Compute | None = None,
+    seed: int = 0,
+    identity: str = "",
+    checkpoint_seconds: float = 60.0,
+    progress: Progress = no_progress,
+) -> Scores:
+    """Trains in place and evaluates on the held-out images; the network ends with the averaged weights, if any.
+
+    Goes on from the run's checkpoint if there is one; a resumed training equals an uninterrupted one bit
+    for bit on a CPU. Inside a process group (``hwnas.distributed.process_group``) every rank calls it: each
+    works on its share of every batch, and rank 0 alone writes and reports.
+
+    Args:
+        network: Freshly initialised from ``seed`` by the caller; moved to the device.
+        data: Training and held-out images.
+        run: Where logs and checkpoint go: ``training.jsonl`` has every epoch, ``training-speed.jsonl`` what
+            it cost.
+        options: Hyper-parameters; their defaults if not given.
+        compute: Device, precision, and what saves memory; the defaults if not given.
+        seed: Decides batches, augmentation and mixing.
+        identity: What is trained; a checkpoint of something else is refused.
+        checkpoint_seconds: Time between checkpoints.
+        progress: Told about every step.
+
+    Raises:
+        NumericsError: The loss became NaN or infinite; names the step and the checkpoint that is kept.
+        MemoryExhaustedError: The GPU is too small; says what would fit.
+        RunError: The checkpoint is of another network, other data or other options.
+        UsageError: Options that exclude each other, such as a batch smaller than its parts.
+        KeyboardInterrupt: After a signal to any rank, once the checkpoint is written.
+    """
+    options, compute = options or TrainingOptions(), compute or Compute()
+    options.check_parts(world_size(), compute.accumulate)
+    stream = create_stream(data, options, compute, seed)
+    compute.move(network)
+    network.train()
+    state = TrainingState(network, create_optimizer(network, options), _average(network, options))
+    facts: Identity = {"network": identity, "data": data.spec, "seed": seed, **asdict(options)}
+    path = run.file("training.pt")
+    if path.exists():
+        state.restore(path, facts)
+    require_same("steps to start from", state.step)
+    objective = TrainingObjective(options, len(data.classes), seed, _teacher(data, options, compute))
+    job = TrainingJob(state, wrapped(network, compute), objective, options, compute, data, stream.steps_per_epoch)
+    with compute.memory_guard(options.batch_size), contextlib.closing(stream.batches(state.step)) as batches:
+        scores = _run(job, batches, run, facts, checkpoint_seconds, progress) or job.evaluate()
+    if state.average:
+        network.load_state_dict(state.average.network.state_dict())
+    return scores
+
+
+def _run(
+    job: TrainingJob,
+    batches: Iterator[Batch],
+    run: RunFolder,
+    facts: Identity,
+    checkpoint_seconds: float,
+    progress: Progress,
+) -> Scores | None:
+    """Does the steps that are left; returns the scores after the last one, if there was one to do."""
+    state, path, scores, saved = job.state, run.file("training.pt"), None, time.monotonic()
+    images, device = job.options.batch_size, job.compute.place
+    meter = Meter(progress if rank() == 0 else no_progress, "training", images_per_step=images, device=device)
+    with DeferredSignals() as signals, _log(run, state.step) as log:
+        while state.step < job.total:
+            figures = {"loss": job.step(next(batches))}
+            if not math.isfinite(figures["loss"]):
+                raise NumericsError(f"the loss is {figures['loss']} at step {state.step} of {job.total}; {kept(path)}")
+            if job.finish_step(figures["loss"]):
+                scores, epoch, speed = job.finish_epoch()
+                figures["accuracy"] = scores.top1
+                if log:
+                    log.add(state.step - 1, epoch, meter.costs() | speed)
+            stop = any_rank(signals.received)
+            meter(state.step, job.total, figures)
+            due = stop or state.step == job.total or time.monotonic() - saved > checkpoint_seconds
+            if due and rank() == 0:
+                state.save(path, facts)
+                saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
+    return scores
+
+
+def _log(run: RunFolder, start_step: int) -> contextlib.AbstractContextManager[RunLog | None]:
+    return RunLog(run.path, "training", start_step=start_step) if rank() == 0 else contextlib.nullcontext()
+
+
+def _average(network: nn.Module, options: TrainingOptions) -> Average | None:
+    return Average(network, options.ema) if options.ema else None
+
+
+def _teacher(data: ImageData, options: TrainingOptions, compute: Compute) -> nn.Module | None:
+    if not options.teacher:
+        return None
+    teacher = create_teacher(options.teacher, data)
+    compute.move(teacher)
+    return teacher

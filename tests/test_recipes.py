@@ -1,0 +1,156 @@
+"""Recipes: the published numbers they hold, recipes of one's own, and arguments that are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hwnas.checkpoint import load_checkpoint
+from hwnas.data import load_data
+from hwnas.errors import DataError, RunError, UsageError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.recipes import create_recipe, recipe_names
+from hwnas.run import RunFolder
+from hwnas.search.gradients import FirstOrder, Unrolled
+from hwnas.search.loop import search
+from hwnas.search.relaxations import BinaryGates, Categorical, Concrete, StraightThroughGumbel
+from hwnas.search.schedules import Phases, value_at
+from hwnas.search.schemes import Alternating, Reinforce
+from hwnas.space import create_space
+from hwnas.steps import supernet_weights
+from hwnas.testing.toys import toy_latency_model
+
+Run = Callable[..., Any]
+
+MINE = """
+from dataclasses import replace
+import hwnas
+from hwnas.search.relaxations import BinaryGates
+
+def mine(*, num_epochs=1, batch_size=64, paths="two"):
+    recipe = hwnas.create_recipe("gumbel", num_epochs=num_epochs, batch_size=batch_size)
+    return replace(recipe, name="mine", relaxation=BinaryGates(paths))
+
+def broken():
+    return 3
+"""
+
+
+def tau_at(recipe_name: str, progress: float) -> float:
+    relaxation = create_recipe(recipe_name).relaxation
+    assert isinstance(relaxation, Concrete | StraightThroughGumbel)
+    return value_at(relaxation.tau, progress)
+
+
+def test_temperatures_are_the_published_ones() -> None:
+    for epoch in (0, 30, 89):  # FBNet: 5 * exp(-0.045) an epoch; 0.0911 in the last of 90
+        assert tau_at("fbnet", epoch / 90) == pytest.approx(5 * math.exp(-0.045 * epoch))
+    assert tau_at("fbnet", 89 / 90) == pytest.approx(0.0911, abs=1e-4)
+    assert [tau_at("gdas", p) for p in (0, 1)] == pytest.approx([10.0, 0.1])
+    assert [tau_at("snas", p) for p in (0, 1)] == pytest.approx([1.0, 0.03])
+
+
+def test_proxylessnas_warms_up_for_a_quarter_and_then_starts_another_cosine() -> None:
+    recipe = create_recipe("proxylessnas")
+    rates = [value_at(recipe.weight_lr, epoch / 160) for epoch in (0, 20, 40, 100, 160)]
+    assert rates == pytest.approx([0.05, 0.025, 0.025, 0.0125, 0.0])
+    assert isinstance(recipe.weight_lr, Phases)
+    assert isinstance(recipe.scheme, Alternating)
+    assert recipe.scheme.warm_up == 41 / 160
+    assert recipe.scheme.every == 5
+    assert recipe.relaxation == BinaryGates("two")
+    assert recipe.of_weights == Categorical()
+    assert create_recipe("proxylessnas", mode="all").relaxation == BinaryGates("all")
+    assert isinstance(create_recipe("proxylessnas", mode="reinforce").scheme, Reinforce)
+    optimizer = recipe.arch_optimizer([nn.Parameter(torch.zeros(1))])
+    assert optimizer.defaults["betas"] == (0.0, 0.999)  # a logit without gradient must not move
+
+
+def test_darts_has_two_orders() -> None:
+    schemes = [create_recipe("darts", order=order).scheme for order in (1, 2)]
+    assert all(isinstance(scheme, Alternating) and scheme.arch_first for scheme in schemes)
+    assert [type(scheme.gradient) for scheme in schemes] == [FirstOrder, Unrolled]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("darts", {"order": 3}, "no order 3; it takes 1 or 2"),
+        ("proxylessnas", {"mode": "three"}, "no mode 'three'; it takes two, all or reinforce"),
+        ("snas", {"order": 2}, "recipe 'snas' has no argument 'order'; it takes num_epochs"),
+    ],
+)
+def test_unknown_arguments_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_recipe(name, **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
+    _, model = toy_latency_model()
+    low, high = feasible_range_ms(model)
+    budget, data = Budget(model, (low + high) / 2), load_data("digits", resolution=8)
+    recipe = create_recipe(name, num_epochs=1, batch_size=56)
+    result = search(budget, data, replace(recipe, weight_share=min(recipe.weight_share, 0.9)), RunFolder(tmp_path))
+    assert set(result.probabilities) == set(model.space.choice_names)
+    assert all(float(p.sum()) == pytest.approx(1.0, abs=1e-5) for p in result.probabilities.values())
+    if result.arch_images is not None:
+        together = len(result.weight_images) + len(result.arch_images)
+        assert together == len(data.train)
+
+
+def test_a_recipe_of_ones_own(hwnas: Run, small: list[str], table: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(MINE)
+    run = tmp_path / "own"
+    command = ["search", *small, "--table", table, "--recipe", f"{file}:mine", "--set", "paths=all", "--output", run]
+    out = hwnas(*command, "--epochs", 1).done()
+    assert "predicted peak" in out
+    assert "measured in the first step" in out
+    assert RunFolder.open(run).config["recipe"]["arguments"] == {"num_epochs": 1, "paths": "all"}
+    file.write_text(MINE + "\n# changed\n")
+    hwnas(*command, "--epochs", 1, "--resume").failed(1, "another recipe", "Choose another output")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        ("absent.py:mine", ["absent.py does not exist", "FILE.py:FUNCTION"]),
+        ("my.py:nothing", ["no function 'nothing'", "mine, broken"]),
+        ("my.py:broken", ["returned a int", "expected a hwnas.Recipe"]),
+    ],
+)
+def test_files_without_a_recipe_are_refused(
+    hwnas: Run, small: list[str], table: Path, tmp_path: Path, recipe: str, parts: list[str]
+) -> None:
+    (tmp_path / "my.py").write_text(MINE)
+    command = ["search", *small, "--table", table, "--output", tmp_path / "run"]
+    hwnas(*command, "--recipe", tmp_path / recipe).failed(2, *parts)
+    hwnas(*command, "--set", "epochs").failed(2, "--set epochs: expected NAME=VALUE")
+    hwnas(*command, "--set", "lambda_=0.1").failed(2, "recipe 'gumbel' has no argument 'lambda_'")
+
+
+def test_a_search_may_start_from_another_ones_weights(
+    hwnas: Run, small: list[str], table: Path, searched: Path, tmp_path: Path
+) -> None:
+    command = ["search", *small, "--table", table, "--weights-from", searched]
+    hwnas(*command, "--recipe", "random", "--epochs", 0, "--set", "num_samples=2", "--batch-size", 32,
+          "--output", tmp_path / "derived").done()  # fmt: skip
+    given, kept = (load_checkpoint(run / "search.pt")["supernet"] for run in (searched, tmp_path / "derived"))
+    assert all(torch.equal(value, kept[name]) for name, value in given.items())
+    with pytest.raises(RunError, match="is of another space"):
+        supernet_weights(create_space("tiny-mbconv"), searched)
+
+
+def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
+    _, model = toy_latency_model()
+    budget, data = Budget(model, feasible_range_ms(model)[1]), load_data("digits", resolution=8)
+    with pytest.raises(DataError, match=r"leaves 60 images for the architecture.*--set weight_share=0.8"):
+        search(budget, data, create_recipe("proxylessnas", num_epochs=1, batch_size=64), RunFolder(tmp_path))

@@ -1,0 +1,121 @@
+"""Terms of the architecture loss, by their published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hwnas.errors import UsageError
+from hwnas.latency.budget import Budget
+from hwnas.latency.model import LatencyModel
+from hwnas.search.protocols import Context, Regularizer
+from hwnas.search.regularizers import (
+    AbsoluteLatency,
+    AdaptiveLatency,
+    AdditiveLatency,
+    Entropy,
+    HingeLatency,
+    LogLatency,
+    PowerLatency,
+    mean_entropy,
+)
+from hwnas.search.schedules import Linear
+from hwnas.supernet.gates import Gate
+from hwnas.testing.toys import toy_space
+
+REFERENCE_MS = 80.0
+
+
+def context(ms: float, *, sampled_ms: float | None = None, progress: float = 0.0) -> Context:
+    """A space whose layers cost ``ms`` in all if the first option is taken, at a limit of 80 ms."""
+    space = toy_space(num_layers=1)
+    layers = [torch.zeros(len(layer.signatures)).double().numpy() for layer in space.layers]
+    layers[1][:] = (ms, ms if sampled_ms is None else sampled_ms, 0.0)
+    model = LatencyModel(space, tuple(layers))
+    probabilities = {"layer1": torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)}
+    gate = Gate(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True), (1,), hard=True)
+    return Context(Budget(model, REFERENCE_MS), {"layer1": gate}, probabilities, probabilities, {}, progress)
+
+
+def value(loss: Tensor) -> float:
+    return float(loss.detach())
+
+
+CASES: list[tuple[Regularizer, float, float]] = [
+    # CE = 2, latency 100 ms, reference 80 ms; arithmetic of the formulas.
+    (AdditiveLatency(0.1), 2.0, 2.0 + 0.1 * 100),
+    (AdditiveLatency(0.1, relative=True), 2.0, 2.025),
+    (LogLatency(0.2, 0.6), 2.0, 1.000017),
+    (LogLatency(0.2, 0.6, power_inside=True), 2.0, 1.10524),
+    (LogLatency(0.2, 0.3, relative=True), 2.0, 0.406005),
+    (HingeLatency(0.4), 2.0, 2.1),
+    (AbsoluteLatency(0.1), -0.75, -0.725),
+    (PowerLatency(0.1), -0.75, -0.733450),
+    (PowerLatency(0.1), 2.0, 2.0 * 1.25**0.1),
+    (AdaptiveLatency(rate=0.1, penalty=8.0), 2.0, 2.0 + 4.0 * 0.25**2),
+]
+
+
+@pytest.mark.parametrize(("term", "loss", "expected"), CASES)
+def test_published_values(term: Regularizer, loss: float, expected: float) -> None:
+    given = context(100.0)
+    found = term(torch.tensor(loss, dtype=torch.float64), given)
+    assert value(found) == pytest.approx(expected, rel=1e-6)
+    term.update(given)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda of: AdditiveLatency(0.1, of=of),
+        lambda of: LogLatency(of=of),
+        lambda of: HingeLatency(0.1, of=of),
+        lambda of: AbsoluteLatency(of=of),
+        lambda of: PowerLatency(of=of),
+    ],
+)
+def test_the_gradient_goes_to_the_latency_that_was_asked_for(build: Callable[[str], Regularizer]) -> None:
+    for of, reached in (("probabilities", 0), ("sample", 1)):
+        given = context(100.0, sampled_ms=120.0)
+        inputs: list[Tensor] = [given.drawn["layer1"], given.gates["layer1"].weights]
+        loss = build(of)(torch.tensor(2.0, dtype=torch.float64), given)
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        assert gradients[reached] is not None
+        assert float(gradients[reached].abs().sum()) > 0
+        assert gradients[1 - reached] is None
+
+
+def test_within_the_limit_the_hinge_is_flat_and_the_absolute_term_symmetric() -> None:
+    loss = torch.tensor(1.0, dtype=torch.float64)
+    assert value(HingeLatency(5.0)(loss, context(79.0))) == 1.0
+    fast, slow = (value(AbsoluteLatency(0.1)(loss, context(ms))) for ms in (60.0, 100.0))
+    assert fast == pytest.approx(slow)
+    assert fast > value(AbsoluteLatency(0.1)(loss, context(80.0))) == 1.0
+
+
+def test_a_logarithm_below_one_unit_is_refused_and_the_unit_can_be_chosen() -> None:
+    loss = torch.tensor(2.0, dtype=torch.float64)
+    with pytest.raises(UsageError, match=r"logarithm of a latency of 0.5 units.*units_per_ms=1000"):
+        LogLatency()(loss, context(0.5))
+    # 500 microseconds: 2 * 0.2 * log(500) ** 0.6 = 0.4 * 6.2146 ** 0.6.
+    assert value(LogLatency(units_per_ms=1000)(loss, context(0.5))) == pytest.approx(0.4 * 6.214608**0.6)
+
+
+def test_weights_may_be_schedules() -> None:
+    loss, ramp = torch.tensor(0.0, dtype=torch.float64), Linear(0.0, 2.0)
+    at = [value(AdditiveLatency(ramp)(loss, context(10.0, progress=p))) for p in (0.0, 0.5, 1.0)]
+    assert at == pytest.approx([0.0, 10.0, 20.0])
+    uniform = {"a": torch.full((4,), 0.25, dtype=torch.float64), "b": torch.tensor([1.0, 0.0], dtype=torch.float64)}
+    assert float(mean_entropy(uniform)) == pytest.approx(1.3862944 / 2)  # log 4, and nothing
+    assert value(Entropy(ramp)(loss, context(1.0, progress=0.5))) == pytest.approx(0.0)
+
+
+def test_dual_ascent_has_no_quadratic_term() -> None:
+    term, given = AdaptiveLatency(rate=0.5), context(120.0)
+    assert value(term(torch.tensor(1.0), given)) == 1.0
+    term.update(given)  # 0.5 * (120 / 80 - 1)
+    assert given.scalars == {"latency_multiplier": pytest.approx(0.25)}
+    assert value(term(torch.tensor(1.0), given)) == pytest.approx(1.0 + 0.25 * 0.5)

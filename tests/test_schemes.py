@@ -1,0 +1,292 @@
+"""Every relaxation with every scheme and every regularizer, on the toy space; and what schemes leave alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hwnas.compute import Compute
+from hwnas.errors import RankError, UsageError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.recipes import create_recipe
+from hwnas.search.gradients import Unrolled
+from hwnas.search.protocols import Batch, Regularizer, Relaxation, SearchState, UpdateScheme
+from hwnas.search.recipe import Recipe
+from hwnas.search.regularizers import (
+    HARD_LIMIT,
+    MULTIPLIER,
+    AbsoluteLatency,
+    AdaptiveLatency,
+    AdditiveLatency,
+    Entropy,
+    HingeLatency,
+    LogLatency,
+    PowerLatency,
+)
+from hwnas.search.relaxations import (
+    BinaryGates,
+    Categorical,
+    Concrete,
+    Sigmoid,
+    Softmax,
+    StraightThroughGumbel,
+    UniformPath,
+)
+from hwnas.search.schedules import Linear
+from hwnas.search.schemes import BASELINE, Alternating, OneLevel, Reinforce, WeightsOnly
+from hwnas.search.step import SearchStep, Task
+from hwnas.supernet.gates import Gate, Gates, one_hot
+from hwnas.supernet.supernet import Supernet
+from hwnas.testing.toys import toy_space, toy_table
+
+RELAXATIONS: dict[str, Relaxation] = {
+    "softmax": Softmax(),
+    "tempered": Softmax(tau=Linear(2.0, 0.5)),
+    "sigmoid": Sigmoid(),
+    "concrete": Concrete(tau=Linear(5.0, 0.1)),
+    "gumbel": StraightThroughGumbel(tau=Linear(10.0, 0.1)),
+    "gumbel-added": StraightThroughGumbel(tau=1.0, added=True),
+    "two-path": BinaryGates("two"),
+    "all-probed": BinaryGates("all"),
+    "categorical": Categorical(),
+    "uniform": UniformPath(),
+}
+SCHEMES: dict[str, UpdateScheme] = {
+    "alternating": Alternating(),
+    "arch-first": Alternating(arch_first=True),
+    "one-level": OneLevel(),
+    "unrolled": Alternating(gradient=Unrolled()),
+    "unrolled-exact": Alternating(gradient=Unrolled(exact=True)),
+    "reinforce": Reinforce(num_samples=2),
+    "weights-only": WeightsOnly(),
+}
+REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
+    "none": (),
+    "adaptive": (HARD_LIMIT,),
+    "dual-ascent": (AdaptiveLatency(rate=0.1),),
+    "additive": (AdditiveLatency(Linear(0.0, 1.0)),),
+    "relative": (AdditiveLatency(0.1, relative=True),),
+    "log": (LogLatency(units_per_ms=1000),),
+    "log-relative": (LogLatency(0.2, 0.3, relative=True, units_per_ms=1000, of="probabilities"),),
+    "hinge": (HingeLatency(1.0),),
+    "absolute": (AbsoluteLatency(),),
+    "power": (PowerLatency(),),
+    "entropy": (Entropy(0.1),),
+    "two": (HARD_LIMIT, Entropy(-0.1)),
+}
+
+
+def works(relaxation: str, scheme: str, regularizer: str) -> bool:
+    """The sets that mean something; all others are refused."""
+    if scheme == "weights-only":
+        return regularizer == "none"
+    if scheme == "reinforce":
+        return relaxation == "categorical"
+    if relaxation in ("categorical", "uniform"):
+        return False
+    return not (scheme == "unrolled-exact" and relaxation in ("two-path", "all-probed"))
+
+
+@pytest.fixture(scope="module")
+def model() -> LatencyModel:
+    space = toy_space(num_layers=2)
+    return LatencyModel.from_table(space, toy_table(space))
+
+
+def composed(relaxation: str, scheme: str, regularizer: str) -> Recipe:
+    return replace(
+        create_recipe("gumbel"),
+        relaxation=RELAXATIONS[relaxation],
+        scheme=SCHEMES[scheme],
+        regularizers=REGULARIZERS[regularizer],
+    )
+
+
+def one_step(model: LatencyModel, recipe: Recipe, progress: float = 0.5) -> SearchStep:
+    torch.manual_seed(0)
+    low, high = feasible_range_ms(model)
+    supernet = Supernet(model.space).train()
+    logits = {c.name: nn.Parameter(0.1 * torch.randn(len(c.options))) for c in model.space.choices}
+    state = SearchState(
+        supernet,
+        logits,
+        torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2),
+        torch.optim.Adam(logits.values(), lr=0.01, betas=(0.5, 0.999)),
+        torch.Generator().manual_seed(0),
+        scalars={MULTIPLIER: 0.1},
+    )
+    batches = [(torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,))) for _ in range(2)]
+    budget = Budget(model, (low + high) / 2)
+    return SearchStep(state, recipe, budget, Compute(device="cpu"), progress, batches[0], lambda: batches[1])
+
+
+@pytest.mark.parametrize(("relaxation", "scheme"), list(itertools.product(RELAXATIONS, SCHEMES)))
+def test_every_set_runs_or_says_why_not(model: LatencyModel, relaxation: str, scheme: str) -> None:
+    for regularizer in REGULARIZERS:
+        if not works(relaxation, scheme, regularizer):
+            with pytest.raises(UsageError, match="recipe 'gumbel'"):
+                composed(relaxation, scheme, regularizer)
+            continue
+        step = one_step(model, composed(relaxation, scheme, regularizer))
+        before = {name: logit.detach().clone() for name, logit in step.state.logits.items()}
+        figures = step.recipe.scheme(step)
+        assert all(map(math.isfinite, figures.values()))
+        moved = any(not torch.equal(before[name], logit) for name, logit in step.state.logits.items())
+        # Four images may all be wrong for every draw, and the latency of a draw be within the limit: REINFORCE may
+        # then see no difference, but a differentiable term always acts.
+        if scheme != "reinforce" or regularizer in ("adaptive", "additive", "relative", "entropy", "two"):
+            assert moved == (scheme != "weights-only")
+        assert all(torch.isfinite(logit).all() for logit in step.state.logits.values())
+        assert all(p.grad is None for p in (*step.state.supernet.parameters(), *step.state.logits.values()))
+        again = one_step(model, composed(relaxation, scheme, regularizer))
+        if regularizer in ("none", "two"):
+            assert again.recipe.scheme(again) == figures
+
+
+@pytest.mark.parametrize("scheme", ["alternating", "unrolled", "reinforce"])
+@pytest.mark.parametrize("relaxation", ["softmax", "two-path", "categorical"])
+def test_architecture_steps_leave_weights_and_buffers_alone(model: LatencyModel, relaxation: str, scheme: str) -> None:
+    if not works(relaxation, scheme, "none"):
+        pytest.skip("refused; see above")
+    step = one_step(model, composed(relaxation, scheme, "adaptive"))
+    before = {name: value.clone() for name, value in step.state.supernet.state_dict().items()}
+    step.recipe.scheme._arch_step(step)  # type: ignore[attr-defined]
+    assert all(torch.equal(value, before[name]) for name, value in step.state.supernet.state_dict().items())
+    assert not step.state.weight_optimizer.state
+    assert step.state.arch_batches == 1
+
+
+def test_weight_steps_leave_logits_and_everything_off_the_path_alone(model: LatencyModel) -> None:
+    step = one_step(model, composed("gumbel", "alternating", "adaptive"))
+    step = replace(step, recipe=replace(step.recipe, scheme=Alternating(warm_up=0.6)))
+    logits = {name: logit.detach().clone() for name, logit in step.state.logits.items()}
+    for _ in range(3):
+        before = {name: value.clone() for name, value in step.state.supernet.state_dict().items()}
+        with torch.no_grad():
+            step.state.generator.manual_seed(7)
+            (gates,) = [step.draw(step.recipe.relaxation)]
+            step.state.generator.manual_seed(7)
+        assert "arch_loss" not in step.recipe.scheme(step)
+        path = {f"layers.{name}.options.{gate.active[0]}." for name, gate in gates.items()}
+        for name, value in step.state.supernet.state_dict().items():
+            searched = ".options." in name
+            if searched and not any(name.startswith(prefix) for prefix in path):
+                assert torch.equal(value, before[name]), name
+    assert all(torch.equal(logits[name], logit) for name, logit in step.state.logits.items())
+    assert step.state.arch_batches == 0
+    # Optimizer state exists only for what has been on a path.
+    touched = {p for p in step.state.supernet.parameters() if p in step.state.weight_optimizer.state}
+    assert 0 < len(touched) < len(list(step.state.supernet.parameters()))
+
+
+def test_an_architecture_step_comes_every_so_often(model: LatencyModel) -> None:
+    step = one_step(model, replace(composed("gumbel", "alternating", "none"), scheme=Alternating(every=3)))
+    seen = []
+    for number in range(7):
+        step.state.step = number
+        seen.append("arch_loss" in step.recipe.scheme(step))
+    assert seen == [True, False, False, True, False, False, True]
+    assert step.state.arch_batches == 3
+
+
+def test_one_path_may_train_weights_while_another_kind_of_gate_moves_logits(model: LatencyModel) -> None:
+    recipe = replace(composed("softmax", "alternating", "none"), weight_relaxation=UniformPath())
+    step = one_step(model, recipe)
+    recipe.scheme(step)
+    options = {n for n, p in step.state.supernet.named_parameters() if p in step.state.weight_optimizer.state}
+    for layer in ("layer1", "layer2"):
+        assert len({name.split(".options.")[1][0] for name in options if f"{layer}.options." in name}) <= 1
+    for scheme in (OneLevel(), WeightsOnly()):
+        with pytest.raises(UsageError, match="weight_relaxation"):
+            replace(recipe, scheme=scheme)
+
+
+class Scripted(Relaxation):
+    """Draws what it is told; the log-probabilities are those of the logits."""
+
+    draws = True
+
+    def __init__(self, paths: Iterator[tuple[int, ...]]) -> None:
+        self.paths = paths
+
+    def __call__(self, logits: Any, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
+        path = next(self.paths)
+        return {
+            name: Gate(one_hot(k, len(logit)), (k,), hard=True, log_prob=torch.log_softmax(logit, 0)[k])
+            for (name, logit), k in zip(logits.items(), path, strict=True)
+        }
+
+
+@pytest.mark.parametrize(
+    ("include_current", "offset", "factor"), [(True, 0.0, 1 - 0.99 / 2), (True, 5.0, 1 - 0.99 / 2), (False, 0.0, 1.0)]
+)
+def test_reinforce_has_the_enumerated_gradient(
+    model: LatencyModel, include_current: bool, offset: float, factor: float
+) -> None:
+    # Rewards of the nine networks; two samples a step. A baseline that holds the samples themselves scales the
+    # expectation by 1 - decay / num_samples; a constant added to all rewards changes nothing.
+    rewards = torch.arange(9, dtype=torch.float64).reshape(3, 3).sqrt()
+    recipe = composed("categorical", "reinforce", "none")
+    step = one_step(model, recipe)
+    logits = {n: nn.Parameter(torch.randn(3, dtype=torch.float64)) for n in step.state.logits}
+    p = [torch.softmax(logit.detach(), 0) for logit in logits.values()]
+    networks = list(itertools.product(range(3), range(3)))
+
+    class Rewarded(SearchStep):
+        def run(self, batch: Batch, gates: Gates, **options: Any) -> Task:
+            i, j = (gate.active[0] for gate in gates.values())
+            return Task(torch.zeros(()), float(rewards[i, j]) + offset, {})
+
+    old, total = 3.0 + offset, {name: torch.zeros(3, dtype=torch.float64) for name in logits}
+    for first, second in itertools.product(networks, networks):
+        scheme = Reinforce(num_samples=2, decay=0.99, include_current=include_current)
+        state = replace(step.state, logits=logits, scalars={BASELINE: old})
+        state.arch_optimizer = torch.optim.SGD(logits.values(), lr=1.0)
+        before = {name: logit.detach().clone() for name, logit in logits.items()}
+        given = replace(recipe, relaxation=Scripted(iter([first, second])), scheme=scheme)
+        scheme._arch_step(
+            Rewarded(state, given, step.budget, step.compute, 0.0, step.weight_batch, lambda: (None, None))
+        )  # type: ignore[arg-type, return-value]
+        chance = math.prod(float(p[0][i] * p[1][j]) for i, j in (first, second))
+        for name, logit in logits.items():
+            total[name] += chance * (logit.detach() - before[name])
+            logit.data.copy_(before[name])
+    leaves = [logit.detach().clone().requires_grad_() for logit in logits.values()]
+    value = torch.einsum("i,j,ij->", *(torch.softmax(leaf, 0) for leaf in leaves), rewards)
+    for found, exact in zip(total.values(), torch.autograd.grad(value, leaves), strict=True):
+        torch.testing.assert_close(found, factor * exact)
+
+
+def test_the_baseline_moves_as_published(model: LatencyModel) -> None:
+    step = one_step(model, composed("categorical", "reinforce", "none"))
+    scheme = Reinforce(decay=0.05, include_current=False)
+    assert scheme._baseline(step, 0.4) == pytest.approx(0.4)  # starts at the first mean
+    assert scheme._baseline(step, 0.8) == pytest.approx(0.4)
+    assert step.state.scalars[BASELINE] == pytest.approx(0.42)
+
+
+def test_ranks_that_drew_other_paths_are_stopped(model: LatencyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = one_step(model, composed("gumbel", "alternating", "none"))
+    seen: list[int] = []
+    monkeypatch.setattr("hwnas.search.step.require_same", lambda what, number: seen.append(number))
+    for seed in (1, 1, 2):
+        step.state.generator.manual_seed(seed)
+        step.draw(step.recipe.relaxation)
+    assert seen[0] == seen[1] != seen[2]
+    assert issubclass(RankError, RuntimeError)
+
+
+def test_recipes_refuse_what_would_have_no_effect() -> None:
+    recipe = create_recipe("gumbel")
+    with pytest.raises(UsageError, match=r"leaves no images for the architecture.*Alternating"):
+        replace(recipe, weight_share=1.0)
+    with pytest.raises(UsageError, match=r"share of 1\.5"):
+        replace(recipe, weight_share=1.5)

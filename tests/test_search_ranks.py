@@ -1,0 +1,102 @@
+"""Several processes search together, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hwnas.checkpoint import load_checkpoint
+from hwnas.compute import Compute
+from hwnas.distributed import _buckets, average_gradients, averaged, require_same
+from hwnas.errors import UsageError
+from hwnas.files import read_json
+from hwnas.metrics import read_log
+
+Start = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def command(small: list[str], table: Path) -> list[Any]:
+    return ["search", *small, "--table", table, "--batch-size", 64, "--device", "cpu"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("recipe", [["gumbel"], ["proxylessnas", "--set", "weight_share=0.8"], ["snas"]])
+def test_two_ranks_equal_one_process_with_the_joint_batch(
+    command: list[Any], recipe: list[str], start_ranks: Start, hwnas: Any, tmp_path: Path
+) -> None:
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    ranks = start_ranks(*command, "--recipe", *recipe, "--epochs", 1, "--output", together)
+    # Each rank's batch-norm normalises its own half of the batch, as a micro-batch does.
+    hwnas(*command, "--recipe", *recipe, "--epochs", 1, "--accumulate", 2, "--output", alone).done()
+    (code, words), other = (rank.end() for rank in ranks)
+    assert code == 0, words
+    assert "target met" in words
+    assert other == (0, ""), "rank 0 speaks for all"
+    found, expected = (load_checkpoint(run / "search.pt") for run in (together, alone))
+    # Not bit for bit: the clipping norm sums gradients that were rounded in another order.
+    for name, value in expected["logits"].items():
+        torch.testing.assert_close(found["logits"][name], value, rtol=1e-4, atol=1e-5)
+    for name, value in expected["supernet"].items():
+        if "running" not in name and "num_batches" not in name:  # statistics are each rank's own
+            torch.testing.assert_close(found["supernet"][name], value, rtol=1e-3, atol=1e-4)
+    logs = [read_log(run / "search.jsonl") for run in (together, alone)]
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    assert logs[0][0]["weight_loss"] == pytest.approx(logs[1][0]["weight_loss"], rel=1e-5)
+    derived = [read_json(run / "architecture.json") for run in (together, alone)]
+    assert derived[0] == derived[1]
+
+
+@pytest.mark.distributed
+def test_a_lost_rank_stops_the_job_and_the_run_goes_on(
+    command: list[Any], start_ranks: Start, hwnas: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [*command, "--output", run]
+    first, second = start_ranks(*command, "--epochs", 1000, "--checkpoint-seconds", 0)
+    wait_for(lambda: (run / "search.pt").exists() or first.over)
+    second.kill(signal.SIGKILL)
+    code, messages = first.end()
+    assert code == 1, messages
+    assert "error: rank 0 of 2 lost another process" in messages
+    assert "--resume" in messages
+    step = load_checkpoint(run / "search.pt")["step"]
+    assert step > 0
+    shutil.copy(run / "search.pt", tmp_path)
+    for rank in ("rank0", "rank1"):
+        shutil.rmtree(tmp_path / rank)
+    again = start_ranks(*command, "--epochs", 1000, "--resume", "--checkpoint-seconds", 0)
+    wait_for(lambda: load_checkpoint(run / "search.pt")["step"] > step or again[0].over)
+    assert again[0].kill(signal.SIGTERM)[0] == 1  # both stop at the same step, with a checkpoint
+    assert again[1].end()[0] == 1
+
+
+def test_alone_nothing_is_sent() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.full((3,), 2.0)
+    average_gradients([parameter, torch.nn.Parameter(torch.ones(1))])
+    assert parameter.grad.tolist() == [2.0] * 3
+    values = [torch.ones(2), None]
+    assert averaged(values) == values
+    require_same("paths", 3)
+
+
+def test_gradients_travel_in_buckets_of_one_kind() -> None:
+    large = torch.zeros(4 * 2**20)  # 16 MiB
+    kinds = [large, large, large, torch.zeros(3, dtype=torch.float64), torch.zeros(2)]
+    assert [[g.numel() for g in bucket] for bucket in _buckets(kinds)] == [[4 * 2**20] * 2, [4 * 2**20], [3], [2]]
+
+
+def test_what_a_device_cannot_do_is_refused() -> None:
+    with pytest.raises(UsageError, match="precision 'fp8' is unknown; expected fp32 or bf16"):
+        Compute(device="cpu", precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="at least 1 part"):
+        Compute(device="cpu", accumulate=0)
+    with pytest.raises(UsageError, match="device 'tpu' is unknown"):
+        Compute(device="tpu")
