@@ -159,7 +159,7 @@ def short(name: str, arguments: argparse.Namespace) -> Recipe:
     """A recipe for weights that are already trained; training-free ones only derive."""
     takes = inspect.signature(getattr(import_module(f"hwnas.recipes.{name}"), name)).parameters
     settings: dict[str, Any] = {"num_epochs": arguments.search_epochs, "batch_size": arguments.batch_size}
-    if "arch_lr" not in takes:
+    if "arch_lr" not in takes:  # nothing but weights would move
         return replace(create_recipe(name, **(settings | {"num_epochs": 0})), weight_share=0.9)
     recipe = create_recipe(name, **settings, arch_lr=0.05)
     return replace(recipe, weight_share=0.9, weight_lr=Cosine(0.01))

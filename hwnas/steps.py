@@ -27,7 +27,7 @@ from hwnas.recipes import create_recipe, recipe_origin
 from hwnas.run import RunFolder, origin, table_hash
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Finished
-from hwnas.search.target import DerivationRound, meet_target
+from hwnas.search.target import DerivationRound, meet_target, settled
 from hwnas.space import SearchSpace, macs, parameters
 from hwnas.supernet.supernet import Network
 from hwnas.training import Scores, TrainingOptions, train
@@ -119,7 +119,7 @@ def search_run(
         )  # fmt: skip
         if rank() != 0:
             return []
-    rounds = list(meet_target(chosen.derivation, _finished(result, compute, seed), budget, profiler))
+    rounds = settled(meet_target(chosen.derivation, _finished(result, compute, seed), budget, profiler))
     write_derivation(run, budget, rounds, result, images, compute)
     return rounds
 
@@ -180,7 +180,7 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
     finished = _finished(result, compute, config["seed"])
     limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
-    rounds = list(
+    rounds = settled(
         meet_target(
             recipe.derivation, finished, budget, profiler_of(run.table()), num_rounds=num_rounds, limit_ms=limit
         )

@@ -8,14 +8,20 @@ from torch.optim import SGD, Adam
 
 from hwnas.search.derivations import MostProbableWithinBudget
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import AdaptiveLatency
+from hwnas.search.regularizers import HARD_LIMIT
 from hwnas.search.relaxations import StraightThroughGumbel
 from hwnas.search.schedules import Cosine, Linear
 from hwnas.search.schemes import Alternating
 
 
-def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_every: int = 2) -> Recipe:
+def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_lr: float = 0.01, arch_every: int = 2) -> Recipe:
     """The sampling of GDAS on a chain of blocks with the expected latency of FBNet, held to a hard limit.
+
+    Args:
+        num_epochs: Passes over the weights' images.
+        batch_size: Images a step.
+        arch_lr: Learning rate of the logits.
+        arch_every: Weight steps per architecture step.
 
     Source:
         Gates, temperature from 10, weight decay 5e-4, clip 5, weights before architecture: GDAS, arXiv
@@ -30,11 +36,11 @@ def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_every: int = 2) -
         name="gumbel",
         relaxation=StraightThroughGumbel(tau=Linear(10.0, 0.5)),
         scheme=Alternating(warm_up=10 / 90, every=arch_every),
-        regularizers=(AdaptiveLatency(rate=0.1, penalty=10.0),),
+        regularizers=(HARD_LIMIT,),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         weight_lr=Cosine(0.1),
-        arch_optimizer=partial(Adam, lr=0.01, betas=(0.5, 0.999)),
+        arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999)),
         num_epochs=num_epochs,
         batch_size=batch_size,
     )

@@ -1,8 +1,8 @@
-"""Meeting a measured limit: derive, build, measure, and tighten where the prediction was too kind."""
+"""Meeting a measured limit: derive, build, measure, and move the internal limit by how far the prediction was off."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ from hwnas.supernet.supernet import Network
 if TYPE_CHECKING:
     from hwnas.plugins import Profiler
 
-MAX_ROUNDS = 3
+MAX_ROUNDS = 4
+
+FLOOR = 0.95
+"""Share of the target to use at least, where the space allows it; a budget left unused buys nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ def meet_target(
     num_rounds: int = MAX_ROUNDS,
     limit_ms: float | None = None,
 ) -> Iterator[DerivationRound]:
-    """Derives under the limit and measures; on a miss tightens the internal limit and derives again.
+    """Derives under an internal limit and measures; moves the limit by what was observed and derives again.
 
-    The next internal limit is ``target * predicted / measured`` of the last round, which excludes the
-    architecture that missed.
+    The next internal limit is ``target * predicted / measured`` of the last round. After a miss that is tighter, and
+    excludes the architecture that missed; after a network that leaves more than a twentieth of the target unused it is
+    looser, once the table has proved too careful.
 
     Args:
         derivation: Finished search -> architectures.
@@ -72,24 +76,37 @@ def meet_target(
         limit_ms: First internal limit; the target if not given.
 
     Yields:
-        Every round; the last one met the target unless rounds or architectures ran out.
+        Every round; see ``settled`` for which of them is the result.
     """
-    low, _ = feasible_range_ms(budget.model)
-    limit = budget.max_ms if limit_ms is None else limit_ms
+    low, high = feasible_range_ms(budget.model)
+    limit, seen = budget.max_ms if limit_ms is None else limit_ms, set[str]()
     for _ in range(num_rounds):
         if limit < low:
             return
         derived = next(derivation(finished, replace(budget, max_ms=limit)), None)
         if derived is None:
             raise InfeasibleBudgetError(f"no architecture was derived within {limit:.4g} ms.")
+        if derived.id in seen:
+            return
+        seen.add(derived.id)
         predicted = budget.model.exact_ms(derived)
         network = Network(budget.model.space, derived).eval()
         measured = _measured_ms(profiler, network, budget) if profiler else None
         met = (predicted if measured is None else measured) <= budget.max_ms
         yield DerivationRound(derived, limit, predicted, measured, met)
-        if met or measured is None:
+        if measured is None or (met and (measured >= FLOOR * budget.max_ms or limit >= high)):
             return
         limit = budget.max_ms * predicted / measured
+
+
+def settled(rounds: Iterable[DerivationRound]) -> list[DerivationRound]:
+    """The rounds with the result last: the slowest network that kept the target, or the last one if none did."""
+    tried = list(rounds)
+    met = [each for each in tried if each.met]
+    if not met:
+        return tried
+    result = max(met, key=lambda each: each.measured_ms or each.predicted_ms)
+    return [*(each for each in tried if each is not result), result]
 
 
 def _measured_ms(profiler: Profiler, network: Network, budget: Budget) -> float:

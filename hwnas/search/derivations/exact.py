@@ -55,7 +55,7 @@ class MostProbableWithinBudget(Derivation):
         Differs: the lower bound is ours.
     """
 
-    floor: float = 0.95
+    floor: float = 0.98
 
     def __post_init__(self) -> None:
         check_floor(self)
