@@ -91,7 +91,7 @@ def ranking(arguments: argparse.Namespace) -> None:
     record(
         {
             "stage": "ranking", "seed": arguments.seed, "networks": len(chosen), "images": arguments.images,
-            "steps": arguments.epochs,
+            "epochs": arguments.epochs,
             "kendall": float(kendalltau(found, chosen.mean_acc)[0]),
             "spearman": float(spearmanr(found, chosen.mean_acc)[0]),
             "kendall_of_macs": float(kendalltau(chosen.macs, chosen.mean_acc)[0]),
@@ -117,7 +117,9 @@ def searches(arguments: argparse.Namespace) -> None:
                 continue
             started, recipe, budget = time.monotonic(), short(name, arguments), Budget(model, limit)
             with Reporter() as reporter:
-                result = run(arguments, budget, recipe, f"{name}-{limit:g}", weights=weights, progress=reporter)
+                result = run(
+                    arguments, budget, recipe, f"{name}-{limit:g}{unit.split()[0]}", weights=weights, progress=reporter
+                )
             judge = accuracy if recipe.num_epochs == 0 else path_accuracy(arguments, result)
             found = {"": recipe.derivation, "+scored": SampleAndScore(num_samples=30)}
             for suffix, derivation in found.items() if recipe.num_epochs else [("", recipe.derivation)]:
@@ -175,7 +177,8 @@ def run(
     progress: Progress,
 ) -> SearchResult:
     """Searches in a folder of its own, on a tenth of the images for the architecture."""
-    folder = RunFolder(FOLDER / f"{name}-seed{arguments.seed}")
+    settings = f"epochs{recipe.num_epochs}-batch{recipe.batch_size}-seed{arguments.seed}"
+    folder = RunFolder(FOLDER / f"{name}-{settings}")
     folder.path.mkdir(parents=True, exist_ok=True)
     compute = Compute(device=arguments.device, num_workers=arguments.workers)
     return search(

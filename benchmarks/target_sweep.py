@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="one epoch, a short table")
     arguments = parser.parse_args()
 
+    arguments.output = arguments.output / "dry-run" if arguments.dry_run else arguments.output
     space = hwnas.create_space(arguments.space)
     path = arguments.table or arguments.output / "table.csv"
     with Reporter() as reporter:

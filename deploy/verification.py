@@ -89,7 +89,7 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
 def _numerics(run: RunFolder, session: Session, num_images: int) -> dict[str, Any]:
     """Differences and agreement on held-out images, and both accuracies on the same images."""
     network, config = trained_network(run), run.config
-    data = matching_data(read_json(run.file("training.json"))["data"], run.space(), config["seed"])
+    data = matching_data(read_json(run.file("training.json"))["data"], run.space(), config["seed"], config["classes"])
     ours: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
     labels: list[int] = []

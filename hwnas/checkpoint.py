@@ -18,9 +18,14 @@ from hwnas.files import write_atomic
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, atomically."""
+    write_atomic(path, to_bytes(state))
+
+
+def to_bytes(state: Mapping[str, Any]) -> bytes:
+    """What a checkpoint file of this state holds."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -75,12 +75,11 @@ def search(
     built = built_space(space, resolution, classes, width)
     loaded = LatencyTable.load(table)
     describe_model(built, loaded)
-    arguments = {"num_epochs": epochs, "batch_size": batch_size}
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in (("num_epochs", epochs), ("batch_size", batch_size)) if value is not None}
     with Reporter() as reporter:
         rounds = search_run(
             built, loaded, output, data=data, classes=classes, max_ms=max_ms, recipe=recipe,
-            recipe_arguments={**given, **_parsed(settings or [])}, seed=seed,
+            recipe_arguments=_parsed(settings or [], given), seed=seed,
             compute=compute(device, precision, accumulate, checkpoint_activations, False, workers),
             weights_from=weights_from, resume=resume, other_device=other_device, checkpoint_seconds=checkpoint_seconds,
             progress=reporter, say=say,
@@ -97,12 +96,14 @@ def _conclude(space: SearchSpace, rounds: list[DerivationRound], output: Path) -
         raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
 
 
-def _parsed(settings: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _parsed(settings: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    values = dict(given)
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--set {setting}: expected NAME=VALUE, such as --set arch_lr=0.01.")
+        if name in values:
+            raise UsageError(f"--set {setting}: {name} is given twice, {values[name]!r} before. Give it once.")
         try:
             values[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -84,11 +84,28 @@ class Compute:
     def micro_batches(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The parts of a batch, on the device."""
         images, labels = batch
-        parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
+        parts = zip(images.tensor_split(self.accumulate), labels.tensor_split(self.accumulate), strict=True)
         for some_images, some_labels in parts:
             yield (
                 some_images.to(self.place, memory_format=self.memory_format, non_blocking=True),
                 some_labels.to(self.place, non_blocking=True),
+            )
+
+    def check_parts(self, batch_size: int, num_ranks: int) -> None:
+        """Checks that batch-norm has two images to normalise by, wherever a batch is cut.
+
+        Args:
+            batch_size: Images of the joint batch.
+            num_ranks: Processes that share it.
+
+        Raises:
+            UsageError: A part of a batch is smaller; says what would do.
+        """
+        least = 2 * num_ranks * self.accumulate
+        if batch_size < least:
+            raise UsageError(
+                f"a batch of {batch_size} cannot be cut for {num_ranks} rank(s) into {self.accumulate} part(s) each: "
+                f"every part needs 2 images. Use --batch-size {least} or more."
             )
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -30,6 +30,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def expected_ranks() -> int:
+    """Number of processes that ``torchrun`` started, joined already or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the processes that ``torchrun`` started; does nothing without it.
@@ -37,7 +42,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     Raises:
         RankError: Inside the block, another process was lost; names what to do.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if expected_ranks() == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

@@ -56,7 +56,7 @@ class RunFolder:
             OutputError: The folder cannot be created.
         """
         run = cls(Path(path))
-        if run.file("run.json").exists():
+        if run.file("run.json").exists() and run.begun:
             run._check_resumable(config, resume)
             return run
         try:
@@ -80,6 +80,11 @@ class RunFolder:
             raise RunError(f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one.")
         run._document()
         return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on with, or to lose."""
+        return any(self.file(name).exists() for name in ("search.pt", "search.jsonl", "derivation.json"))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -119,3 +119,13 @@ def test_dual_ascent_has_no_quadratic_term() -> None:
     term.update(given)  # 0.5 * (120 / 80 - 1)
     assert given.scalars == {"latency_multiplier": pytest.approx(0.25)}
     assert value(term(torch.tensor(1.0), given)) == pytest.approx(1.0 + 0.25 * 0.5)
+
+
+def test_a_limit_that_every_network_keeps_binds_nothing() -> None:
+    given = context(60.0)  # the slowest network takes 60 ms, the limit is 80
+    assert not given.budget.binds
+    term = AdaptiveLatency(rate=0.5, penalty=10.0)
+    for _ in range(3):
+        term.update(given)
+    assert given.scalars == {"latency_multiplier": 0.0}
+    assert value(term(torch.tensor(1.0, dtype=torch.float64), given)) == 1.0

@@ -17,11 +17,11 @@ from hwnas.errors import RankError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
+from hwnas.search.derivations import SampleAndScore
 from hwnas.search.gradients import Unrolled
 from hwnas.search.protocols import Batch, Regularizer, Relaxation, SearchState, UpdateScheme
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import (
-    HARD_LIMIT,
     MULTIPLIER,
     AbsoluteLatency,
     AdaptiveLatency,
@@ -30,6 +30,7 @@ from hwnas.search.regularizers import (
     HingeLatency,
     LogLatency,
     PowerLatency,
+    hard_limit,
 )
 from hwnas.search.relaxations import (
     BinaryGates,
@@ -70,7 +71,7 @@ SCHEMES: dict[str, UpdateScheme] = {
 }
 REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
     "none": (),
-    "adaptive": (HARD_LIMIT,),
+    "adaptive": (hard_limit(0.01),),
     "dual-ascent": (AdaptiveLatency(rate=0.1),),
     "additive": (AdditiveLatency(Linear(0.0, 1.0)),),
     "relative": (AdditiveLatency(0.1, relative=True),),
@@ -80,7 +81,7 @@ REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
     "absolute": (AbsoluteLatency(),),
     "power": (PowerLatency(),),
     "entropy": (Entropy(0.1),),
-    "two": (HARD_LIMIT, Entropy(-0.1)),
+    "two": (hard_limit(0.01), Entropy(-0.1)),
 }
 
 
@@ -107,6 +108,8 @@ def composed(relaxation: str, scheme: str, regularizer: str) -> Recipe:
         relaxation=RELAXATIONS[relaxation],
         scheme=SCHEMES[scheme],
         regularizers=REGULARIZERS[regularizer],
+        **({"weight_share": 1.0} if scheme == "one-level" else {}),
+        **({"derivation": SampleAndScore(num_samples=2)} if scheme == "weights-only" else {}),
     )
 
 
@@ -204,9 +207,10 @@ def test_one_path_may_train_weights_while_another_kind_of_gate_moves_logits(mode
     options = {n for n, p in step.state.supernet.named_parameters() if p in step.state.weight_optimizer.state}
     for layer in ("layer1", "layer2"):
         assert len({name.split(".options.")[1][0] for name in options if f"{layer}.options." in name}) <= 1
-    for scheme in (OneLevel(), WeightsOnly()):
-        with pytest.raises(UsageError, match="weight_relaxation"):
-            replace(recipe, scheme=scheme)
+    with pytest.raises(UsageError, match="weight_relaxation"):
+        replace(recipe, scheme=OneLevel(), weight_share=1.0)
+    with pytest.raises(UsageError, match="weight_relaxation"):
+        replace(recipe, scheme=WeightsOnly(), derivation=SampleAndScore(num_samples=2))
 
 
 class Scripted(Relaxation):
@@ -290,3 +294,13 @@ def test_recipes_refuse_what_would_have_no_effect() -> None:
         replace(recipe, weight_share=1.0)
     with pytest.raises(UsageError, match=r"share of 1\.5"):
         replace(recipe, weight_share=1.5)
+    with pytest.raises(UsageError, match="wastes them"):
+        replace(recipe, scheme=OneLevel())
+    with pytest.raises(UsageError, match="only a derivation that evaluates networks can choose"):
+        replace(recipe, scheme=WeightsOnly(), regularizers=(), weight_share=1.0)
+    with pytest.raises(UsageError, match=r"every 1 or more steps; got 1\.0 and 1"):
+        Alternating(warm_up=1.0)
+    with pytest.raises(UsageError, match="at least 1 sample"):
+        Reinforce(num_samples=0)
+    with pytest.raises(UsageError, match="'two' or 'all'"):
+        BinaryGates("three")  # type: ignore[arg-type]

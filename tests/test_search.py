@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
 from hwnas.errors import NumericsError, UnknownNameError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -19,11 +20,11 @@ from hwnas.latency.model import LatencyModel
 from hwnas.metrics import read_log
 from hwnas.recipes import create_recipe, recipe_names
 from hwnas.run import RunFolder
-from hwnas.search.derivations import MostProbableWithinBudget
+from hwnas.search.derivations import MostProbableWithinBudget, SampleAndScore
 from hwnas.search.loop import search
 from hwnas.search.protocols import Context, Finished
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import MULTIPLIER, AdaptiveLatency
+from hwnas.search.regularizers import MULTIPLIER, AdaptiveLatency, hard_limit
 from hwnas.search.relaxations import StraightThroughGumbel, gumbel
 from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
 from hwnas.search.schemes import WeightsOnly
@@ -111,16 +112,16 @@ def test_multiplier_rises_above_the_limit_and_falls_below() -> None:
     assert scalars[MULTIPLIER] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
-def test_expected_latency_settles_at_the_target(position: float) -> None:
+@pytest.mark.parametrize(("position", "rate"), [(0.2, 0.01), (0.5, 0.01), (0.8, 0.01), (0.5, 3e-3), (0.5, 0.05)])
+def test_expected_latency_settles_at_the_target(position: float, rate: float) -> None:
     # A task loss that pulls every layer to its slowest option; the multiplier has to hold it at the limit.
     space, model = toy_latency_model()
     low, high = feasible_range_ms(model)
     budget = Budget(model, low + position * (high - low))
-    (term,) = create_recipe("gumbel").regularizers
+    term, steps = hard_limit(rate), int(12 / rate)
     logits = {name: nn.Parameter(torch.zeros(3)) for name in space.choice_names}
-    optimizer, scalars, tail = torch.optim.Adam(logits.values(), lr=0.01, betas=(0.5, 0.999)), dict[str, float](), []
-    for step in range(1200):
+    optimizer, scalars, tail = torch.optim.Adam(logits.values(), lr=rate, betas=(0.5, 0.999)), dict[str, float](), []
+    for step in range(steps):
         expected = model.expected_ms({name: torch.softmax(v, 0) for name, v in logits.items()})
         context = told(budget, expected, scalars)
         task = -0.1 * sum(torch.softmax(v, 0)[1] for v in logits.values())
@@ -128,7 +129,7 @@ def test_expected_latency_settles_at_the_target(position: float) -> None:
         term(torch.as_tensor(task), context).backward()
         optimizer.step()
         term.update(context)
-        if step >= 600:
+        if step >= steps // 2:
             tail.append(float(expected.detach()) / budget.max_ms)
     assert np.mean(tail) == pytest.approx(1.0, abs=0.01)
     assert np.ptp(tail) < 0.05  # without the quadratic term it swings by more than this for ever
@@ -248,7 +249,7 @@ def test_learning_happens(tmp_path: Path, digits: ImageData) -> None:
     run = folder(tmp_path / "run")
     search(Budget(model, feasible_range_ms(model)[1]), digits, recipe, run, seed=0)
     entries = read_log(run.file("search.jsonl"))
-    assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.5
+    assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.4
 
 
 def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
@@ -256,8 +257,27 @@ def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, budget: Budget,
         def __call__(self, step: SearchStep) -> dict[str, float]:
             return {"weight_loss": math.nan if step.state.step == 3 else 1.0}
 
-    with pytest.raises(NumericsError, match="not finite at step 3"):
-        search(budget, digits, short(scheme=Explode(), regularizers=()), folder(tmp_path / "run"))
+    recipe = short(scheme=Explode(), regularizers=(), derivation=SampleAndScore(num_samples=2))
+    with pytest.raises(NumericsError, match=r"not finite at step 3.*no checkpoint yet"):
+        search(budget, digits, recipe, folder(tmp_path / "run"))
+
+
+def test_a_step_that_breaks_the_weights_is_not_kept(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+    class Diverge(WeightsOnly):
+        def __call__(self, step: SearchStep) -> dict[str, float]:
+            figures = super().__call__(step)
+            if step.state.step == 4:
+                for parameter in step.state.supernet.parameters():
+                    parameter.data.fill_(math.inf)
+            return figures
+
+    recipe = short(scheme=Diverge(), regularizers=(), derivation=SampleAndScore(num_samples=2))
+    run = folder(tmp_path / "run")
+    with pytest.raises(NumericsError, match=r"not finite at step 5.*search\.pt from before it is kept"):
+        search(budget, digits, recipe, run, checkpoint_seconds=0)
+    kept = load_checkpoint(run.file("search.pt"))
+    assert kept["step"] == 4  # the state before the step that broke it
+    assert all(torch.isfinite(value).all() for value in kept["supernet"].values())
 
 
 def test_recipes_are_listed_with_a_description_and_check_their_arguments() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Budget:
     def __post_init__(self) -> None:
         if self.max_ms == math.inf:
             raise UsageError("an infinite limit limits nothing. Give milliseconds as a number, such as --max-ms 20.")
-        low, high = feasible_range_ms(self.model)
+        low, high = self.reachable_ms
         if not self.max_ms >= low:
             hint = ""
             if low <= self.max_ms * 1000 <= high:
@@ -47,6 +48,16 @@ class Budget:
                 f"reachable latency is {low:.4g} ms and the largest {high:.4g} ms. Ask for at least {low:.4g} ms, "
                 f"or search a smaller space.{hint}"
             )
+
+    @cached_property
+    def reachable_ms(self) -> tuple[float, float]:
+        """Predicted latency of the fastest and of the slowest network."""
+        return feasible_range_ms(self.model)
+
+    @property
+    def binds(self) -> bool:
+        """Whether some network of the space exceeds the limit."""
+        return self.max_ms < self.reachable_ms[1]
 
     def allows(self, ms: float) -> bool:
         """Whether a latency is within the limit."""

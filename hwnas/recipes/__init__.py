@@ -6,10 +6,10 @@ import ast
 import hashlib
 import inspect
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from hwnas.errors import UnknownNameError, UsageError
 
@@ -40,6 +40,7 @@ def create_recipe(name: str, **arguments: Any) -> Recipe:
     for argument in arguments:
         if argument not in known:
             raise UsageError(f"recipe '{name}' has no argument '{argument}'; it takes {', '.join(known) or 'none'}.")
+    _check_types(name, function, arguments)
     recipe = function(**arguments)
     if type(recipe).__name__ != "Recipe":
         raise UsageError(f"{name} returned a {type(recipe).__name__}; expected a hwnas.Recipe.")
@@ -50,6 +51,23 @@ def recipe_origin(name: str) -> dict[str, str]:
     """Hash of the file that a recipe of your own comes from; nothing for a named one."""
     path, in_file, _ = name.rpartition(".py:")
     return {"sha256": hashlib.sha256(Path(f"{path}.py").read_bytes()).hexdigest()} if in_file else {}
+
+
+def _check_types(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    for argument, kind in get_type_hints(function).items():
+        if argument not in arguments:
+            continue
+        value, options = arguments[argument], get_args(kind)
+        if get_origin(kind) is Literal:
+            fits, expected = value in options, " or ".join(map(repr, options))
+        elif kind in (bool, int, float, str):
+            accepted = (int, float) if kind is float else kind
+            fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+            expected = kind.__name__
+        else:
+            continue
+        if not fits:
+            raise UsageError(f"recipe '{name}' takes {argument} as {expected}; got {value!r}.")
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from hwnas.errors import UsageError
 from hwnas.search.derivations import MostProbableWithinBudget
 from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import HARD_LIMIT
+from hwnas.search.regularizers import hard_limit
 from hwnas.search.relaxations import Softmax
 from hwnas.search.schedules import Cosine
 from hwnas.search.schemes import Alternating
@@ -39,7 +39,7 @@ def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, 
         name="darts",
         relaxation=Softmax(),
         scheme=Alternating(arch_first=True, gradient=FirstOrder() if order == 1 else Unrolled()),
-        regularizers=(HARD_LIMIT,),
+        regularizers=(hard_limit(arch_lr),),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.025, 0.001),

@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam
 
 from hwnas.search.derivations import SampleAndScore
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import HARD_LIMIT, LogLatency
+from hwnas.search.regularizers import LogLatency, hard_limit
 from hwnas.search.relaxations import Concrete
 from hwnas.search.schedules import Cosine, Exponential
 from hwnas.search.schemes import Alternating
@@ -38,7 +38,7 @@ def fbnet(*, num_epochs: int = 90, batch_size: int = 192, arch_lr: float = 0.01,
         name="fbnet",
         relaxation=Concrete(tau=Exponential(5.0, 5.0 * math.exp(-0.045 * 90))),
         scheme=Alternating(warm_up=10 / 90, every=4),
-        regularizers=(LogLatency(scale=0.2, power=0.6, of="sample"),) if published else (HARD_LIMIT,),
+        regularizers=(LogLatency(scale=0.2, power=0.6, of="sample"),) if published else (hard_limit(arch_lr),),
         derivation=SampleAndScore(num_samples=6),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-4),
         weight_lr=Cosine(0.1),

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam
 
 from hwnas.search.derivations import MostProbableWithinBudget
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import HARD_LIMIT
+from hwnas.search.regularizers import hard_limit
 from hwnas.search.relaxations import StraightThroughGumbel
 from hwnas.search.schedules import Cosine, Linear
 from hwnas.search.schemes import Alternating
@@ -36,7 +36,7 @@ def gumbel(*, num_epochs: int = 90, batch_size: int = 64, arch_lr: float = 0.01,
         name="gumbel",
         relaxation=StraightThroughGumbel(tau=Linear(10.0, 0.5)),
         scheme=Alternating(warm_up=10 / 90, every=arch_every),
-        regularizers=(HARD_LIMIT,),
+        regularizers=(hard_limit(arch_lr),),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         weight_lr=Cosine(0.1),

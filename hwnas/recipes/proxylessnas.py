@@ -9,10 +9,9 @@ from typing import Literal
 
 from torch.optim import SGD, Adam
 
-from hwnas.errors import UsageError
 from hwnas.search.derivations import MostProbableWithinBudget
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import HARD_LIMIT, LogLatency, PowerLatency
+from hwnas.search.regularizers import LogLatency, PowerLatency, hard_limit
 from hwnas.search.relaxations import BinaryGates, Categorical
 from hwnas.search.schedules import Cosine, Phases
 from hwnas.search.schemes import Alternating, Reinforce
@@ -48,9 +47,7 @@ def proxylessnas(
         network within the limit, instead of the most probable option of every layer; weight steps draw their path
         from all options, as the code does, and architecture steps from their pair.
     """
-    if mode not in ("two", "all", "reinforce"):
-        raise UsageError(f"recipe 'proxylessnas' has no mode '{mode}'; it takes two, all or reinforce.")
-    term = LogLatency(scale=0.2, power=0.3, relative=True, of="probabilities") if published else HARD_LIMIT
+    term = LogLatency(scale=0.2, power=0.3, relative=True, of="probabilities") if published else hard_limit(arch_lr)
     by_gradient = Recipe(
         name="proxylessnas",
         relaxation=BinaryGates("two" if mode == "two" else "all"),
@@ -74,5 +71,5 @@ def proxylessnas(
         relaxation=Categorical(),
         weight_relaxation=None,
         scheme=Reinforce(num_samples=10, decay=0.99, warm_up=41 / 160, every=16),
-        regularizers=(PowerLatency(0.1, of="sample"),) if published else (HARD_LIMIT,),
+        regularizers=(PowerLatency(0.1, of="sample"),) if published else (hard_limit(arch_lr),),
     )

@@ -6,19 +6,21 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint
+from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint, to_bytes
 from hwnas.compute import Compute
 from hwnas.data import BatchStream, ImageData, ImageDataset, split_stratified
 from hwnas.distributed import any_rank, rank, world_size
 from hwnas.errors import DataError, NumericsError, RunError, UsageError
+from hwnas.files import write_atomic
 from hwnas.latency.budget import Budget
 from hwnas.memory import Peak, measured_peak, mib
 from hwnas.metrics import Meter, Progress, RunLog, no_progress
@@ -31,6 +33,9 @@ from hwnas.search.step import SearchStep
 from hwnas.supernet.supernet import Supernet
 
 logger = logging.getLogger("hwnas")
+
+Step = tuple[int, dict[str, float]]
+"""How many steps there are in all, and the figures of one."""
 
 NUM_LOGGED = 500
 """A log holds about this many steps, however long the search."""
@@ -93,7 +98,7 @@ def search(
         MemoryExhaustedError: The device has too little memory.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
-    _check(compute)
+    _check(compute, recipe)
     images = _split(data.train, recipe, seed)
     state = _initial_state(budget, recipe, seed, compute, weights)
     path = run.file("search.pt")
@@ -107,18 +112,14 @@ def search(
         )
         steps = _steps(images, state, recipe, budget, compute, seed, say if rank() == 0 else _silent)
         stack.callback(steps.close)
-        saved = time.monotonic()
-        for total, figures in steps:
-            if not all(map(math.isfinite, figures.values())):
-                kept = f"the checkpoint {path} from before it is kept" if path.exists() else "no checkpoint yet"
-                raise NumericsError(f"the loss is not finite at step {state.step} ({figures}); {kept}.")
+        checkpoints = _Checkpoints(path, checkpoint_seconds)
+        for total, figures in _finite(steps, state, path):
+            checkpoints.proven()
             figures = _logged(log, figures, state, recipe, total, meter)
             state.step += 1
             meter(state.step, total, figures)
             stop = any_rank(signals.received)
-            if rank() == 0 and (stop or time.monotonic() - saved > checkpoint_seconds or state.step == total):
-                save_checkpoint(path, _snapshot(state))
-                saved = time.monotonic()
+            checkpoints.offer(state, now=stop or state.step >= total)
             if stop:
                 raise KeyboardInterrupt
     if rank() == 0 and not path.exists():  # no epochs at all
@@ -126,7 +127,46 @@ def search(
     return SearchResult(state.supernet, _probabilities(state, recipe), *images)
 
 
-def _check(compute: Compute) -> None:
+class _Checkpoints:
+    """Writes a state of rank 0 now and then, once one more step from it has gone well.
+
+    Args:
+        path: The file.
+        seconds: From one to the next.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path, self._seconds, self._saved = path, seconds, time.monotonic()
+        self._unproven: bytes | None = None
+
+    def proven(self) -> None:
+        """A step from the last state has gone well."""
+        if self._unproven is not None:
+            write_atomic(self._path, self._unproven)
+            self._unproven = None
+
+    def offer(self, state: SearchState, *, now: bool) -> None:
+        """A state that may be kept, or has to be, as there will be no other."""
+        if rank() == 0 and (now or time.monotonic() - self._saved > self._seconds):
+            self._unproven, self._saved = to_bytes(_snapshot(state)), time.monotonic()
+            if now:
+                self.proven()
+
+
+def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[Step]:
+    """The same steps; what is not finite names the checkpoint that is left."""
+    try:
+        for total, figures in steps:
+            if not all(map(math.isfinite, figures.values())):
+                raise NumericsError(f"a loss is not finite at step {state.step} ({figures})")
+            yield total, figures
+    except NumericsError as error:
+        kept = f"the checkpoint {path} from before it is kept" if path.exists() else "there is no checkpoint yet"
+        raise NumericsError(f"{error}; {kept}. Lower the learning rate, or look for broken images.") from error
+
+
+def _check(compute: Compute, recipe: Recipe) -> None:
+    compute.check_parts(recipe.batch_size, world_size())
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
@@ -152,7 +192,7 @@ def _steps(
     compute: Compute,
     seed: int,
     say: Callable[[str], None],
-) -> Generator[tuple[int, dict[str, float]], None, None]:
+) -> Generator[Step, None, None]:
     """Does one step after the other; yields how many there are in all, and the figures of each."""
     weight_images, arch_images = images
     weight_stream = _stream(weight_images, recipe, compute, seed)

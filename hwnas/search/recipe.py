@@ -75,6 +75,11 @@ class Recipe:
                 f"recipe '{self.name}' leaves no images for the architecture (weight_share is 1), which "
                 f"{type(part).__name__} needs. Use for example 0.8."
             )
+        if self.weight_share < 1 and not (self.scheme.needs_arch_split or self.derivation.evaluates):
+            raise UsageError(
+                f"recipe '{self.name}': neither {type(self.scheme).__name__} nor {type(self.derivation).__name__} uses "
+                f"images that train no weights; a weight_share of {self.weight_share:g} wastes them. Use 1."
+            )
         self.scheme.check(self)
 
     @property

@@ -35,7 +35,8 @@ class AdaptiveLatency(Regularizer):
     ``multiplier <- multiplier + rate * g``. Above the limit it grows and makes latency dear; below it falls,
     and turns into a reward where the task loss alone would leave time unused. The quadratic term damps the
     swing around the target that the multiplier alone would keep up; without it this is dual ascent. No weight has
-    to be tuned: ``g`` is relative, so neither the device nor the limit changes the scale.
+    to be tuned: ``g`` is relative, so neither the device nor the limit changes the scale. A limit that every network
+    keeps binds nothing; only latency above it would then count.
 
     Args:
         rate: Step of the multiplier.
@@ -54,6 +55,8 @@ class AdaptiveLatency(Regularizer):
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
         drawn = (context.drawn_ms / context.budget.max_ms - 1).to(loss)
+        if not context.budget.binds:
+            drawn = drawn.clamp_min(0)
         multiplier = context.scalars.get(MULTIPLIER, 0.0)
         penalty = value_at(self.penalty, context.progress)
         # Value and gradient of penalty / 2 * g^2, with the size of g from all options, also if two were drawn.
@@ -63,14 +66,24 @@ class AdaptiveLatency(Regularizer):
     def update(self, context: Context) -> None:
         """One step of the multiplier."""
         step = value_at(self.rate, context.progress) * self._excess(context)
-        context.scalars[MULTIPLIER] = context.scalars.get(MULTIPLIER, 0.0) + step
+        multiplier = context.scalars.get(MULTIPLIER, 0.0) + step
+        context.scalars[MULTIPLIER] = multiplier if context.budget.binds else max(0.0, multiplier)
 
     def _excess(self, context: Context) -> float:
-        return float(context.expected_ms.detach()) / context.budget.max_ms - 1
+        excess = float(context.expected_ms.detach()) / context.budget.max_ms - 1
+        return excess if context.budget.binds else max(0.0, excess)
 
 
-HARD_LIMIT = AdaptiveLatency(rate=0.1, penalty=10.0)
-"""Settles at every target between the fastest and the slowest network of a space, on every device; see the tests."""
+def hard_limit(arch_lr: float) -> AdaptiveLatency:
+    """The term that holds a search to its limit, whatever the device and the limit.
+
+    The multiplier moves ten times as fast as a logit: slower, and the limit is met late; faster, and the multiplier
+    winds up before the logits can follow, and swings.
+
+    Args:
+        arch_lr: Learning rate of the logits.
+    """
+    return AdaptiveLatency(rate=10 * arch_lr, penalty=10.0)
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,13 @@ class Entropy(_Stateless):
 
 
 def latency_ms(context: Context, of: Of) -> Tensor:
-    """The latency that a term is about."""
+    """The latency that a term is about.
+
+    Raises:
+        UsageError: There is no such latency.
+    """
+    if of not in ("probabilities", "sample"):
+        raise UsageError(f"there is no latency of {of!r}; expected 'probabilities' or 'sample'.")
     return context.drawn_ms if of == "probabilities" else context.sampled_ms
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hwnas.errors import UsageError
 from hwnas.search.protocols import Logits, Relaxation
 from hwnas.search.schedules import Scalar, value_at
 from hwnas.supernet.gates import Gate, Gates, one_hot
@@ -124,9 +125,13 @@ class BinaryGates(_PerChoice):
 
     paths: Literal["two", "all"] = "all"
 
+    def __post_init__(self) -> None:
+        if self.paths not in ("two", "all"):
+            raise UsageError(f"binary gates compare 'two' or 'all' paths; got {self.paths!r}.")
+
     def _gate(self, logit: Tensor, progress: float, generator: torch.Generator) -> Gate:
         p = torch.softmax(logit, 0)
-        if self.paths == "all":
+        if self.paths == "all" or len(logit) < 3:  # of two options, two paths are all of them
             index = draw(p, generator)
             return Gate(straight_through(p, index), (index,), _others(index, logit), hard=True, probabilities=p)
         pair = torch.multinomial(p.detach().double(), 2, generator=generator)
@@ -140,6 +145,8 @@ class BinaryGates(_PerChoice):
         """Keeps the probability of every option outside the pair what it was."""
         for name, gate in gates.items() if self.paths == "two" else ():
             pair = [*gate.active, *gate.probed]
+            if len(pair) == len(logits[name]):
+                continue
             moved, old = logits[name][pair].double(), before[name][pair].double()
             logits[name].copy_(before[name])
             logits[name][pair] = (moved - moved.logsumexp(0) + old.logsumexp(0)).to(moved.dtype).to(logits[name])

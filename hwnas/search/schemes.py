@@ -36,6 +36,9 @@ class Alternating(UpdateScheme):
     arch_first: bool = False
     gradient: ArchGradient = FirstOrder()
 
+    def __post_init__(self) -> None:
+        _check_rhythm(self.warm_up, self.every)
+
     def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
         _require_gradient(recipe, self)
@@ -69,6 +72,9 @@ class OneLevel(UpdateScheme):
     needs_arch_split: ClassVar[bool] = False
 
     warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rhythm(self.warm_up, 1)
 
     def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
@@ -116,6 +122,14 @@ class Reinforce(UpdateScheme):
     include_current: bool = True
     warm_up: float = 0.0
     every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_rhythm(self.warm_up, self.every)
+        if self.num_samples < 1 or not 0 < self.decay <= 1:
+            raise UsageError(
+                f"REINFORCE draws at least 1 sample and moves its baseline by a share of more than 0 and at most 1; "
+                f"got {self.num_samples} and {self.decay}."
+            )
 
     def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
@@ -177,6 +191,11 @@ class WeightsOnly(UpdateScheme):
                 f"recipe '{recipe.name}': the logits never move, so regularizers and a weight_relaxation would have "
                 "no effect. Leave them out."
             )
+        if recipe.arch_lr is not None or not recipe.derivation.evaluates:
+            raise UsageError(
+                f"recipe '{recipe.name}': the logits never move, so arch_lr would have no effect, and only a "
+                "derivation that evaluates networks can choose one. Use Evolution() or SampleAndScore(num_samples=50)."
+            )
 
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
@@ -190,6 +209,14 @@ def weight_step(step: SearchStep) -> dict[str, float]:
     task = step.run(step.weight_batch, gates, weights=True, label_smoothing=step.recipe.label_smoothing)
     step.move_weights()
     return {"weight_loss": float(task.loss), "weight_accuracy": task.accuracy}
+
+
+def _check_rhythm(warm_up: float, every: int) -> None:
+    if not 0 <= warm_up < 1 or every < 1:
+        raise UsageError(
+            f"the architecture moves after a warm-up of at least 0 and less than the whole search, every 1 or more "
+            f"steps; got {warm_up} and {every}."
+        )
 
 
 def _require_gradient(recipe: Recipe, scheme: UpdateScheme) -> None:

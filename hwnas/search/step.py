@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from hwnas.compute import Compute
 from hwnas.distributed import average_gradients, averaged, require_same
+from hwnas.errors import NumericsError
 from hwnas.latency.budget import Budget
 from hwnas.search.protocols import Batch, Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
@@ -172,7 +174,9 @@ class SearchStep:
         optimizer = self.state.weight_optimizer
         for group in optimizer.param_groups:
             group["lr"] = self.weight_lr
-        nn.utils.clip_grad_norm_(self.state.supernet.parameters(), self.recipe.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.state.supernet.parameters(), self.recipe.grad_clip)
+        if not math.isfinite(float(norm)):
+            raise NumericsError(f"the gradient of the weights is not finite at step {self.state.step}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -187,6 +191,8 @@ class SearchStep:
                 group["lr"] = value_at(self.recipe.arch_lr, self.progress)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if not all(bool(torch.isfinite(logit).all()) for logit in logits.values()):
+            raise NumericsError(f"the logits are not finite at step {self.state.step}")
         self.recipe.relaxation.settle(logits, gates, before)
         for regularizer in self.recipe.regularizers:
             regularizer.update(context)

@@ -65,12 +65,14 @@ def train(
         KeyboardInterrupt: After a signal to any rank, once the checkpoint is written.
     """
     options, compute = options or TrainingOptions(), compute or Compute()
-    options.check_parts(world_size(), compute.accumulate)
+    compute.check_parts(options.batch_size, world_size())
     stream = create_stream(data, options, compute, seed)
     compute.move(network)
     network.train()
     state = TrainingState(network, create_optimizer(network, options), _average(network, options))
-    facts: Identity = {"network": identity, "data": data.spec, "seed": seed, **asdict(options)}
+    how = {"precision": compute.precision, "parts": compute.accumulate * world_size()}
+    facts: Identity = {"network": identity, "data": data.spec, "seed": seed, **asdict(options), **how}
+
     path = run.file("training.pt")
     if path.exists():
         state.restore(path, facts)

@@ -115,19 +115,6 @@ class TrainingOptions:
         """The weight decay."""
         return OPTIMIZERS[self.optimizer].weight_decay if self.weight_decay is None else self.weight_decay
 
-    def check_parts(self, num_ranks: int, accumulate: int) -> None:
-        """Checks that batch-norm has two images to normalise by, wherever a batch is cut.
-
-        Raises:
-            UsageError: A part of a batch is smaller; says what would do.
-        """
-        parts = num_ranks * accumulate
-        if self.batch_size < 2 * parts:
-            raise UsageError(
-                f"a batch of {self.batch_size} cannot be cut for {num_ranks} rank(s) into {accumulate} part(s) each: "
-                f"every part needs 2 images. Use --batch-size {2 * parts} or more."
-            )
-
     def _check_effects(self) -> None:
         if not self.teacher:
             for name in ("distillation_weight", "temperature"):

@@ -1,0 +1,18 @@
+"""The steps of a run, each from one folder state to the next: search, train, export."""
+
+from hwnas.steps.finishing import export_run, train_run, trained_network
+from hwnas.steps.inputs import default_target_ms, matching_data, profiler_of, supernet_weights
+from hwnas.steps.searching import search_run, tighten_run, write_derivation
+
+__all__ = [
+    "default_target_ms",
+    "export_run",
+    "matching_data",
+    "profiler_of",
+    "search_run",
+    "supernet_weights",
+    "tighten_run",
+    "train_run",
+    "trained_network",
+    "write_derivation",
+]

@@ -1,0 +1,94 @@
+"""What a run is made from: data, device, limit and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from hwnas.checkpoint import load_checkpoint
+from hwnas.data import ImageData, load_data
+from hwnas.errors import EnvironmentMismatchError, RunError, UsageError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+from hwnas.plugins import create_profiler
+from hwnas.run import RunFolder
+from hwnas.space import SearchSpace
+
+if TYPE_CHECKING:
+    from hwnas.plugins import Profiler
+
+DEFAULT_TARGET = 0.5
+"""Position of the default target between the fastest (0) and the slowest (1) network."""
+
+
+def default_target_ms(model: LatencyModel) -> float:
+    """A limit in the middle of the reachable range, to three digits."""
+    low, high = feasible_range_ms(model)
+    return float(f"{low + DEFAULT_TARGET * (high - low):.3g}")
+
+
+def target_budget(model: LatencyModel, max_ms: float | None) -> Budget:
+    """The limit that was asked for, or the default one."""
+    return Budget(model, default_target_ms(model) if max_ms is None else max_ms)
+
+
+def matching_data(spec: str, space: SearchSpace, seed: int, classes: int | None = None) -> ImageData:
+    """A data set at the space's resolution, or that many classes of it.
+
+    Raises:
+        UsageError: It has another number of classes than the space.
+    """
+    images = load_data(spec, resolution=space.input_shape[1], seed=seed, num_classes=classes)
+    if len(images.classes) != space.num_classes:
+        raise UsageError(
+            f"data set '{spec}' has {len(images.classes)} classes, space '{space.name}' was built for "
+            f"{space.num_classes}. Pass --num-classes {len(images.classes)} when profiling and searching; "
+            "to search on some of the classes, --num-classes with fewer."
+        )
+    return images
+
+
+def profiler_of(table: LatencyTable) -> Profiler:
+    """The profiler that measures what the table measured.
+
+    Raises:
+        EnvironmentMismatchError: This machine is not where the table was measured.
+    """
+    environment = table.environment
+    try:
+        profiler = create_profiler(
+            environment.runtime,
+            precision=environment.precision,
+            batch=environment.batch,
+            threads=environment.threads,
+            **environment.arguments,
+        )
+    except UsageError as error:
+        raise EnvironmentMismatchError(
+            f"latency table {table.name} ({environment}) cannot be measured here: {error} "
+            "Pass --other-device to search for that device all the same."
+        ) from error
+    table.require_environment(profiler.environment())
+    return profiler
+
+
+def supernet_weights(space: SearchSpace, path: Path | str | None) -> dict[str, Tensor] | None:
+    """The supernet of another run.
+
+    Raises:
+        RunError: There is none, or it is of another space.
+    """
+    if path is None:
+        return None
+    other = RunFolder.open(path)
+    snapshot = load_checkpoint(other.file("search.pt"))
+    if snapshot["space"] != space.fingerprint:
+        raise RunError(
+            f"the supernet of {path} is of another space ({snapshot['space']}, here {space.fingerprint}). "
+            "Start from a run of this space, with the same resolution, width and classes."
+        )
+    weights: dict[str, Tensor] = snapshot["supernet"]
+    return weights

@@ -1,0 +1,223 @@
+"""Searching a space under a limit, and deriving again when the exported network missed it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwnas.accuracy import PathAccuracy
+from hwnas.compute import Compute
+from hwnas.data import ImageData
+from hwnas.distributed import barrier, expected_ranks, process_group, rank
+from hwnas.errors import RunError
+from hwnas.files import read_json, write_json
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+from hwnas.metrics import Progress, no_progress
+from hwnas.recipes import create_recipe, recipe_origin
+from hwnas.run import RunFolder, table_hash
+from hwnas.search.loop import SearchResult, search
+from hwnas.search.protocols import Finished
+from hwnas.search.recipe import Recipe
+from hwnas.search.target import DerivationRound, meet_target, settled
+from hwnas.space import SearchSpace, macs, parameters
+from hwnas.steps.inputs import matching_data, profiler_of, supernet_weights, target_budget
+
+log = logging.getLogger("hwnas")
+
+
+def search_run(
+    space: SearchSpace,
+    table: LatencyTable,
+    output: Path | str,
+    *,
+    data: str = "digits",
+    classes: int | None = None,
+    max_ms: float | None = None,
+    recipe: str = "gumbel",
+    recipe_arguments: dict[str, Any] | None = None,
+    seed: int = 0,
+    compute: Compute = Compute(),
+    weights_from: Path | str | None = None,
+    resume: bool = False,
+    other_device: bool = False,
+    checkpoint_seconds: float = 60.0,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = log.info,
+) -> list[DerivationRound]:
+    """Searches a space under a limit and writes the run folder.
+
+    Under ``torchrun`` all processes search together; rank 0 derives, measures and writes.
+
+    Args:
+        space: What to choose from.
+        table: Latency of its operators; must be saved.
+        output: The run folder.
+        data: Data set, such as ``digits`` or ``imagenet:PATH``.
+        classes: Use only this many classes of it.
+        max_ms: The limit; the middle of the reachable range if not given.
+        recipe: Name of the method, or ``FILE.py:FUNCTION`` for one of your own.
+        recipe_arguments: Keyword arguments of the method.
+        seed: Decides everything random.
+        compute: Device, number format and memory savings.
+        weights_from: Another run of this space, whose supernet to start from.
+        resume: Go on with an interrupted run.
+        other_device: Accept a table of another device; nothing is then measured here.
+        checkpoint_seconds: Time between checkpoints.
+        progress: Told about every step.
+        say: Told what memory a step is predicted to need, and what it needed.
+
+    Returns:
+        The derivation's rounds; the last one is the result. Empty on ranks other than 0.
+
+    Raises:
+        InfeasibleBudgetError: The limit is below the fastest network.
+        EnvironmentMismatchError: The table is of another device and ``other_device`` is not set.
+        HwnasError: Any other error of the parts; see ``hwnas.errors``.
+    """
+    budget = target_budget(LatencyModel.from_table(space, table), max_ms)
+    chosen = create_recipe(recipe, **(recipe_arguments or {}))
+    images = matching_data(data, space, seed, classes)
+    profiler = None if other_device else profiler_of(table)
+    config = {
+        **_described(space, table, budget, chosen, compute),
+        "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
+        "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
+        "data": data,
+        "classes": classes,
+        "seed": seed,
+        "other_device": other_device,
+    }
+    with process_group(compute.place):
+        run = _shared_folder(output, config, resume)
+        result = search(
+            budget, images, chosen, run, seed=seed, compute=compute, weights=supernet_weights(space, weights_from),
+            checkpoint_seconds=checkpoint_seconds, progress=progress, say=say,
+        )  # fmt: skip
+        if rank() != 0:
+            return []
+    if run.file("derivation.json").exists():  # finished before
+        return recorded_rounds(run)
+    rounds = settled(meet_target(chosen.derivation, _finished(result, compute, seed), budget, profiler))
+    write_derivation(run, budget, rounds, result, images, compute)
+    return rounds
+
+
+def _described(
+    space: SearchSpace, table: LatencyTable, budget: Budget, recipe: Recipe, compute: Compute
+) -> dict[str, Any]:
+    """What a run that is resumed must agree with."""
+    return {
+        "space": space.describe(),
+        "table": {"path": str(Path(table.path or "").resolve()), "sha256": table_hash(table)},
+        "max_ms": budget.max_ms,
+        "resolved": repr(recipe),
+        "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
+    }
+
+
+def recorded_rounds(run: RunFolder) -> list[DerivationRound]:
+    """The derivation's rounds of a finished run; the last one is the result."""
+    space = run.space()
+    return [
+        DerivationRound(
+            space.architecture(dict(each["architecture"])),
+            *(each[key] for key in ("limit_ms", "predicted_ms", "measured_ms", "met")),
+        )
+        for each in read_json(run.file("derivation.json"))["rounds"]
+    ]
+
+
+def _shared_folder(output: Path | str, config: dict[str, Any], resume: bool) -> RunFolder:
+    """Rank 0 makes the run's folder, then all open it."""
+    if rank() == 0:
+        RunFolder.create(output, config, resume=resume)
+    barrier()
+    return RunFolder.open(output)
+
+
+def _finished(result: SearchResult, compute: Compute, seed: int) -> Finished:
+    """Scores paths on the images of the architecture half; where there is none, on those that trained the weights."""
+    held_out = result.weight_images if result.arch_images is None else result.arch_images
+    accuracy = PathAccuracy(result.supernet, result.weight_images, held_out, compute, seed)
+    return Finished(result.probabilities, accuracy, seed)
+
+
+def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> list[DerivationRound]:
+    """Derives again after the trained and exported network missed the target.
+
+    Args:
+        run: A searched run; keeps its earlier rounds, the last of them with what the exported file measured.
+        measured_ms: What the exported file measured.
+        num_rounds: Derivations at most.
+
+    Returns:
+        The new rounds; empty where nothing faster can be derived.
+    """
+    budget, config = run.budget(), run.config
+    recipe = create_recipe(config["recipe"]["name"], **config["recipe"]["arguments"])
+    if repr(recipe) != config["resolved"]:
+        raise RunError(f"recipe '{recipe.name}' has changed since {run.path} was searched. Search again.")
+    images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])
+    compute = Compute()
+    result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
+    finished = _finished(result, compute, config["seed"])
+    limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
+    rounds = settled(
+        meet_target(
+            recipe.derivation, finished, budget, profiler_of(run.table()), num_rounds=num_rounds, limit_ms=limit
+        )
+    )
+    if rounds:
+        earlier = read_json(run.file("derivation.json"))["rounds"]
+        earlier[-1] |= {"measured_ms": measured_ms, "met": False}
+        write_derivation(run, budget, rounds, result, images, compute, earlier=earlier)
+        run.file("training.pt").unlink(missing_ok=True)
+    return rounds
+
+
+def write_derivation(
+    run: RunFolder,
+    budget: Budget,
+    rounds: list[DerivationRound],
+    result: SearchResult,
+    data: ImageData,
+    compute: Compute,
+    *,
+    earlier: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Records how the limit was met, and the architecture that did."""
+    model, chosen = budget.model, rounds[-1].architecture
+    operators = model.space.operators(chosen)
+    paths = PathAccuracy(result.supernet, result.weight_images, data.val, compute, run.config["seed"])
+    write_json(
+        run.file("derivation.json"),
+        {
+            "target_ms": budget.max_ms,
+            "reachable_ms": list(feasible_range_ms(model)),
+            "met": rounds[-1].met,
+            "rounds": [*earlier, *(each.to_dict() for each in rounds)],
+            "prediction": {
+                "error": model.error.to_dict() if model.error else None,
+                "baselines": {name: error.to_dict() for name, error in (model.baselines or {}).items()},
+                "poor": model.poor,
+            },
+            "layers": [
+                {
+                    "name": name,
+                    "operator": str(op),
+                    "predicted_ms": ms,
+                    "macs": macs(op),
+                    "parameters": parameters(op),
+                }
+                for (name, ms), op in zip(model.layers_ms(chosen), operators, strict=False)
+            ],
+            "overhead_ms": model.overhead_ms,
+            "probabilities": {name: p.tolist() for name, p in result.probabilities.items()},
+            "accuracy": {"inherited": paths.as_trained(chosen), "recalibrated": paths(chosen)},
+        },
+    )
+    run.save_architecture(chosen)
