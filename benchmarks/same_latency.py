@@ -27,11 +27,12 @@ from torchvision.models import mobilenet_v2
 from hwnas.compute import Compute
 from hwnas.console import Reporter
 from hwnas.errors import HwnasError
+from hwnas.files import read_json, write_json
 from hwnas.latency.measure import measure
 from hwnas.plugins import Profiler
 from hwnas.run import RunFolder
 from hwnas.search.sampling import BandSampler
-from hwnas.space import Shape
+from hwnas.space import SearchSpace, Shape
 from hwnas.steps import matching_data, profiler_of
 from hwnas.supernet.supernet import Network
 from hwnas.training import TrainingOptions, train
@@ -65,11 +66,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     run = RunFolder.open(arguments.run)
-    kept = run.file("same-latency.jsonl")
-    for seed, (name, ms, build) in itertools.product(range(arguments.seeds), list(rivals(run))):
+    settings = f"{run.architecture().id}-epochs{arguments.epochs}-batch{arguments.batch_size}"
+    kept = run.file(f"same-latency-{settings}.jsonl")
+    for seed, (name, ms, build) in itertools.product(range(arguments.seeds), rivals(run)):
         if not any((row["network"], row["seed"]) == (name, seed) for row in read(kept)):
             torch.manual_seed(seed)
-            row = {"network": name, "ms": ms, "seed": seed, **trained(build(), run, arguments, name, seed)}
+            row = {
+                "network": name,
+                "ms": ms,
+                "seed": seed,
+                **trained(build(), run, arguments, f"{settings}-{name}", seed),
+            }
             with kept.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     print(f"{datetime.date.today()} {run.table().environment}, torch {torch.__version__}, {arguments}")  # noqa: T201
@@ -78,19 +85,34 @@ def main() -> None:
     print(found.groupby("kind").agg({"ms": "mean", "accuracy": ["mean", "std", "count"]}).to_string())  # noqa: T201
 
 
-def rivals(run: RunFolder) -> Iterator[tuple[str, float, Build]]:
-    """Name, measured latency and builder of every network."""
+def rivals(run: RunFolder) -> list[tuple[str, float, Build]]:
+    """Name, measured latency and builder of every network; measured once, then kept beside the run."""
+    path, space = run.file(f"rivals-{run.architecture().id}.json"), run.space()
+    if not path.exists():
+        write_json(path, list(measured_rivals(run)))
+    return [(name, ms, builder(space, described)) for name, ms, described in read_json(path)]
+
+
+def builder(space: SearchSpace, described: Any) -> Build:
+    """Makes a network from a width of MobileNetV2 or from the options of an architecture."""
+    if isinstance(described, float):
+        return lambda: mobilenet(described, space.input_shape, space.num_classes)
+    return lambda: Network(space, space.architecture(described))
+
+
+def measured_rivals(run: RunFolder) -> Iterator[tuple[str, float, Any]]:
+    """Name, measured latency, and the width or the options."""
     space, model, profiler, chosen = run.space(), run.budget().model, profiler_of(run.table()), run.architecture()
     target = measure(profiler, Network(space, chosen).eval(), space.input_shape).ms
-    yield "searched", target, lambda: Network(space, chosen)
+    yield "searched", target, space.indices(chosen)
     width, ms = fitted_width(profiler, space.input_shape, space.num_classes, target)
-    yield f"MobileNetV2 x{width:.3f}", ms, lambda: mobilenet(width, space.input_shape, space.num_classes)
+    yield f"MobileNetV2 x{width:.3f}", ms, width
     low, high = ((1 + sign * BAND) * model.exact_ms(chosen) for sign in (-1, 1))
     uniform = [np.zeros(count) for count in space.num_options]
     others = (a for a in BandSampler(model, uniform, min_ms=low, max_ms=high).distinct(0) if a.id != chosen.id)
     for number, other in enumerate(itertools.islice(others, NUM_RANDOM), 1):
         ms = measure(profiler, Network(space, other).eval(), space.input_shape).ms
-        yield f"random {number}", ms, lambda other=other: Network(space, other)
+        yield f"random {number}", ms, space.indices(other)
 
 
 def fitted_width(profiler: Profiler, shape: Shape, num_classes: int, target_ms: float) -> tuple[float, float]:
@@ -111,8 +133,10 @@ def fitted_width(profiler: Profiler, shape: Shape, num_classes: int, target_ms: 
 def mobilenet(width: float, shape: Shape, num_classes: int) -> nn.Module:
     """MobileNetV2, with fewer strides where images are small."""
     if shape[1] > 64:
-        return mobilenet_v2(width_mult=float(width), num_classes=num_classes)
-    network = mobilenet_v2(width_mult=float(width), num_classes=num_classes, inverted_residual_setting=SMALL_IMAGES)
+        return mobilenet_v2(width_mult=float(width), num_classes=num_classes, dropout=0.0)
+    network = mobilenet_v2(
+        width_mult=float(width), num_classes=num_classes, inverted_residual_setting=SMALL_IMAGES, dropout=0.0
+    )
     network.features[0][0].stride = (1, 1)
     return network
 
@@ -127,7 +151,9 @@ def trained(
     options = TrainingOptions(num_epochs=arguments.epochs, batch_size=arguments.batch_size)
     compute = Compute(device=arguments.device, num_workers=arguments.workers)
     with Reporter() as reporter:
-        scores = train(network, data, folder, options=options, compute=compute, seed=seed, progress=reporter)
+        scores = train(
+            network, data, folder, options=options, compute=compute, seed=seed, identity=name, progress=reporter
+        )
     return {"accuracy": scores.top1}
 
 

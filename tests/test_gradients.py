@@ -196,8 +196,10 @@ def test_probed_options_have_no_exact_second_derivative() -> None:
 
 
 def test_the_virtual_step_is_defined_for_sgd() -> None:
-    with pytest.raises(UsageError, match="defined for SGD, not Adam"):
+    with pytest.raises(UsageError, match="defined for plain SGD, not Adam"):
         virtual_step(torch.optim.Adam([nn.Parameter(torch.zeros(1))]), 0.1)
+    with pytest.raises(UsageError, match="not Nesterov momentum"):
+        virtual_step(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9, nesterov=True), 0.1)
 
 
 def test_one_level_moves_both_by_one_pass_over_one_batch() -> None:

@@ -85,7 +85,8 @@ class Unrolled(ArchGradient):
         """See ``ArchGradient``."""
         parameters = list(step.state.supernet.parameters())
         with _kept(parameters):
-            step.run(step.weight_batch, gates, weights=True, buffers=False)
+            smoothing = step.recipe.label_smoothing
+            step.run(step.weight_batch, gates, weights=True, buffers=False, label_smoothing=smoothing)
             virtual_step(step.state.weight_optimizer, step.weight_lr)
             task = step.run(step.arch_batch(), gates, weights=True, arch=True, buffers=False)
             direction = [parameter.grad for parameter in parameters]
@@ -127,8 +128,9 @@ def virtual_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     Raises:
         UsageError: The optimizer is not SGD.
     """
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise UsageError(f"the unrolled gradient is defined for SGD, not {type(optimizer).__name__}. Use SGD.")
+    if not isinstance(optimizer, torch.optim.SGD) or any(group["nesterov"] for group in optimizer.param_groups):
+        kind = type(optimizer).__name__ if not isinstance(optimizer, torch.optim.SGD) else "Nesterov momentum"
+        raise UsageError(f"the unrolled gradient is defined for plain SGD, not {kind}. Use SGD without Nesterov.")
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -146,13 +148,14 @@ def _central_difference(
     moved = [(p, u) for p, u in zip(parameters, direction, strict=True) if u is not None]
     norm = torch.stack([u.double().square().sum() for _, u in moved]).sum().sqrt()
     eps = length / float(norm) if norm > 0 else 0.0
-    found = []
+    found, full = [], replace(step, compute=replace(step.compute, precision="fp32"))  # bf16 would round the step away
     for sign in (1, -1):
         with _kept(parameters):
             with torch.no_grad():
                 for parameter, u in moved:
                     parameter.add_(u, alpha=sign * eps)
-            found.append(step.run(step.weight_batch, gates, arch=True).gate_gradients)
+            task = full.run(step.weight_batch, gates, arch=True, label_smoothing=step.recipe.label_smoothing)
+            found.append(task.gate_gradients)
     plus, minus = found
     return {
         name: None if a is None or (b := minus[name]) is None or not eps else (a - b) / (2 * eps)
@@ -167,7 +170,7 @@ def _exact(
     weights = [gate.weights for gate in leaves.values()]
     total: Tensors = [None] * len(weights)
     with frozen_batchnorm(step.state.supernet):
-        for part in step.losses(step.weight_batch, leaves):
+        for part in step.losses(step.weight_batch, leaves, label_smoothing=step.recipe.label_smoothing):
             gradients = torch.autograd.grad(part.loss, parameters, create_graph=True, allow_unused=True)
             pairs = zip(gradients, direction, strict=True)
             dots = [(g * u).sum() for g, u in pairs if g is not None and u is not None]

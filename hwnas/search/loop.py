@@ -115,7 +115,7 @@ def search(
         checkpoints = _Checkpoints(path, checkpoint_seconds)
         for total, figures in _finite(steps, state, path):
             checkpoints.proven()
-            figures = _logged(log, figures, state, recipe, total, meter)
+            figures = _logged(log, figures, state, recipe, budget, total, meter)
             state.step += 1
             meter(state.step, total, figures)
             stop = any_rank(signals.received)
@@ -202,7 +202,11 @@ def _steps(
             raise DataError(
                 f"recipe '{recipe.name}' leaves {len(arch_images)} images for the architecture (all but "
                 f"{recipe.weight_share:g} of them train weights), fewer than a batch of {recipe.batch_size}. "
-                "Use a smaller --batch-size, or leave more, such as --set weight_share=0.8."
+                + (
+                    "Use a smaller --batch-size, or --set weight_share=0.8."
+                    if recipe.weight_share > 0.9
+                    else "Use a smaller --batch-size, or more images."
+                )
             )
         arch_stream = _stream(arch_images, recipe, compute, seed + 1)
     total = recipe.num_epochs * weight_stream.steps_per_epoch
@@ -267,7 +271,13 @@ def _probabilities(state: SearchState, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _logged(
-    log: RunLog | None, figures: dict[str, float], state: SearchState, recipe: Recipe, total: int, meter: Meter
+    log: RunLog | None,
+    figures: dict[str, float],
+    state: SearchState,
+    recipe: Recipe,
+    budget: Budget,
+    total: int,
+    meter: Meter,
 ) -> dict[str, float]:
     """Logs the step if it is one of those; returns its figures, with those of the architecture if it was logged."""
     if log is None:
@@ -276,7 +286,8 @@ def _logged(
     if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
         return figures
     probabilities = _probabilities(state, recipe)
-    figures = figures | {"entropy": float(mean_entropy(probabilities))}
+    expected_ms = float(budget.model.expected_ms(probabilities))
+    figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:
         figures["multiplier"] = state.scalars[MULTIPLIER]
     values = {name: [round(float(v), 5) for v in p] for name, p in probabilities.items()}

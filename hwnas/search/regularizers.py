@@ -243,7 +243,10 @@ def latency_ms(context: Context, of: Of) -> Tensor:
     """
     if of not in ("probabilities", "sample"):
         raise UsageError(f"there is no latency of {of!r}; expected 'probabilities' or 'sample'.")
-    return context.drawn_ms if of == "probabilities" else context.sampled_ms
+    if of == "sample":
+        return context.sampled_ms
+    drawn = context.drawn_ms  # the gradient that moves the logits now; the size is that of all options
+    return drawn + (context.expected_ms - drawn).detach()
 
 
 def mean_entropy(probabilities: Mapping[str, Tensor]) -> Tensor:
