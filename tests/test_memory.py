@@ -19,6 +19,7 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.memory import measured_peak
 from hwnas.recipes import create_recipe
+from hwnas.search.derivations import SampleAndScore
 from hwnas.search.gradients import FirstOrder
 from hwnas.search.protocols import Relaxation, SearchState
 from hwnas.search.recipe import Recipe
@@ -187,10 +188,11 @@ def test_only_paths_that_run_need_memory(name: str) -> None:
 
 def test_schemes_are_rehearsed_as_they_are() -> None:
     space = toy_space()
-    only = predict(space, recipe_of(UniformPath(), scheme=WeightsOnly(), regularizers=()))
+    derivation = SampleAndScore(num_samples=2)
+    only = predict(space, recipe_of(UniformPath(), scheme=WeightsOnly(), regularizers=(), derivation=derivation))
     assert only.weight_step_bytes > only.arch_step_bytes == 0
     assert "architecture step" not in str(only)
-    together = predict(space, recipe_of(Concrete(1.0), scheme=OneLevel()))
+    together = predict(space, recipe_of(Concrete(1.0), scheme=OneLevel(), weight_share=1.0))
     assert together.weight_step_bytes > predict(space, recipe_of(Concrete(1.0))).arch_step_bytes
 
 
