@@ -131,8 +131,15 @@ def one_step(model: LatencyModel, recipe: Recipe, progress: float = 0.5) -> Sear
     return SearchStep(state, recipe, budget, Compute(device="cpu"), progress, batches[0], lambda: batches[1])
 
 
+@pytest.fixture(scope="module")
+def one_layer() -> LatencyModel:
+    space = toy_space(num_layers=1)
+    return LatencyModel.from_table(space, toy_table(space))
+
+
 @pytest.mark.parametrize(("relaxation", "scheme"), list(itertools.product(RELAXATIONS, SCHEMES)))
-def test_every_set_runs_or_says_why_not(model: LatencyModel, relaxation: str, scheme: str) -> None:
+def test_every_set_runs_or_says_why_not(one_layer: LatencyModel, relaxation: str, scheme: str) -> None:
+    model = one_layer
     for regularizer in REGULARIZERS:
         if not works(relaxation, scheme, regularizer):
             with pytest.raises(UsageError, match="recipe 'gumbel'"):
@@ -149,8 +156,8 @@ def test_every_set_runs_or_says_why_not(model: LatencyModel, relaxation: str, sc
             assert moved == (scheme != "weights-only")
         assert all(torch.isfinite(logit).all() for logit in step.state.logits.values())
         assert all(p.grad is None for p in (*step.state.supernet.parameters(), *step.state.logits.values()))
-        again = one_step(model, composed(relaxation, scheme, regularizer))
-        if regularizer in ("none", "two"):
+        if regularizer == "two":
+            again = one_step(model, composed(relaxation, scheme, regularizer))
             assert again.recipe.scheme(again) == figures
 
 

@@ -27,7 +27,7 @@ def command(small: list[str], table: Path) -> list[Any]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", [["gumbel"], ["proxylessnas", "--set", "weight_share=0.8"], ["snas"]])
+@pytest.mark.parametrize("recipe", [["proxylessnas", "--set", "weight_share=0.8"], ["snas"]])
 def test_two_ranks_equal_one_process_with_the_joint_batch(
     command: list[Any], recipe: list[str], start_ranks: Start, hwnas: Any, tmp_path: Path
 ) -> None:
