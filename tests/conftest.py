@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwnas.cli import main
@@ -249,3 +250,12 @@ def searched(
 def run(searched: Path, tmp_path: Path) -> Path:
     """A copy of that run, to be changed."""
     return Path(shutil.copytree(searched, tmp_path / "run"))
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> str:
+    """64 noisy images of ten classes, and 30 held out."""
+    rng, labels = np.random.default_rng(0), np.arange(64) % 10
+    images = rng.integers(0, 256, (64, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
+    return f"npz:{tmp_path / 'noise.npz'}"

@@ -159,3 +159,9 @@ def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
     budget, data = Budget(model, feasible_range_ms(model)[1]), load_data("digits", resolution=8)
     with pytest.raises(DataError, match=r"leaves 60 images for the architecture.*--set weight_share=0.8"):
         search(budget, data, create_recipe("proxylessnas", num_epochs=1, batch_size=64), RunFolder(tmp_path))
+
+
+def test_a_recipe_resolves_to_the_same_text_wherever_its_functions_lie_in_memory() -> None:
+    one, other = (replace(create_recipe("gumbel"), arch_optimizer=lambda p: torch.optim.SGD(p, lr=1.0)) for _ in "ab")
+    assert repr(one) != repr(other)
+    assert one.resolved == other.resolved != create_recipe("gumbel").resolved

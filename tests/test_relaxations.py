@@ -20,22 +20,10 @@ from hwnas.search.relaxations import (
     UniformPath,
     gumbel,
 )
-from hwnas.search.schedules import Linear
 from hwnas.supernet.gates import Gate
 from hwnas.testing.contracts import check_relaxation
+from hwnas.testing.parts import RELAXATIONS
 
-RELAXATIONS: dict[str, Relaxation] = {
-    "softmax": Softmax(),
-    "tempered": Softmax(tau=Linear(2.0, 0.5)),
-    "sigmoid": Sigmoid(),
-    "concrete": Concrete(tau=Linear(5.0, 0.1)),
-    "gumbel": StraightThroughGumbel(tau=Linear(10.0, 0.1)),
-    "gumbel-added": StraightThroughGumbel(tau=1.0, added=True),
-    "two-path": BinaryGates("two"),
-    "all-probed": BinaryGates("all"),
-    "categorical": Categorical(),
-    "uniform": UniformPath(),
-}
 SHARP = {"a": nn.Parameter(torch.log(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)))}
 SLOPES = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
 """What ``dL/dg_k = <dL/dy, o_k(x)>`` is for each option, in a loss that is linear in the output."""

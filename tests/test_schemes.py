@@ -34,11 +34,6 @@ from hwnas.search.regularizers import (
 )
 from hwnas.search.relaxations import (
     BinaryGates,
-    Categorical,
-    Concrete,
-    Sigmoid,
-    Softmax,
-    StraightThroughGumbel,
     UniformPath,
 )
 from hwnas.search.schedules import Linear
@@ -46,20 +41,9 @@ from hwnas.search.schemes import BASELINE, Alternating, OneLevel, Reinforce, Wei
 from hwnas.search.step import SearchStep, Task
 from hwnas.supernet.gates import Gate, Gates, one_hot
 from hwnas.supernet.supernet import Supernet
+from hwnas.testing.parts import RELAXATIONS
 from hwnas.testing.toys import toy_space, toy_table
 
-RELAXATIONS: dict[str, Relaxation] = {
-    "softmax": Softmax(),
-    "tempered": Softmax(tau=Linear(2.0, 0.5)),
-    "sigmoid": Sigmoid(),
-    "concrete": Concrete(tau=Linear(5.0, 0.1)),
-    "gumbel": StraightThroughGumbel(tau=Linear(10.0, 0.1)),
-    "gumbel-added": StraightThroughGumbel(tau=1.0, added=True),
-    "two-path": BinaryGates("two"),
-    "all-probed": BinaryGates("all"),
-    "categorical": Categorical(),
-    "uniform": UniformPath(),
-}
 SCHEMES: dict[str, UpdateScheme] = {
     "alternating": Alternating(),
     "arch-first": Alternating(arch_first=True),

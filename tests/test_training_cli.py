@@ -6,22 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torchvision import models
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    """64 noisy images of ten classes, and 30 held out."""
-    rng, labels = np.random.default_rng(0), np.arange(64) % 10
-    images = rng.integers(0, 256, (64, 16, 16), dtype=np.uint8)
-    np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
-    return f"npz:{tmp_path / 'noise.npz'}"
-
-
-def test_every_option_arrives(hwnas: Any, run: Path, data: str, tmp_path: Path) -> None:
+def test_every_option_arrives(hwnas: Any, run: Path, noise: str, tmp_path: Path) -> None:
     torch.save(models.mobilenet_v3_small(num_classes=10).state_dict(), tmp_path / "teacher.pth")
     options = {
         "epochs": 1, "batch_size": 32, "optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.001,
@@ -30,7 +20,7 @@ def test_every_option_arrives(hwnas: Any, run: Path, data: str, tmp_path: Path) 
     }  # fmt: skip
     compute = {"device": "cpu", "precision": "bf16", "accumulate": 2, "workers": 0}
     flags = [word for name, value in {**options, **compute}.items() for word in (f"--{name.replace('_', '-')}", value)]
-    out = hwnas("train", run, "--data", data, *flags, "--checkpoint-activations").done()
+    out = hwnas("train", run, "--data", noise, *flags, "--checkpoint-activations").done()
     document = json.loads((run / "training.json").read_text())
     assert f"top-1 {document['accuracy']:.2%}, top-5 {document['top5']:.2%} on held-out images" in out
     options["num_epochs"] = options.pop("epochs")

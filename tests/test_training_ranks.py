@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,21 +25,12 @@ COMMON = ["--batch-size", 16, "--mixup", 0.3, "--ema", 0.5, "--device", "cpu"]
 STEPS = 4  # 64 // 16
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    """64 noisy images of ten classes, and 30 held out."""
-    rng, labels = np.random.default_rng(0), np.arange(64) % 10
-    images = rng.integers(0, 256, (64, 16, 16), dtype=np.uint8)
-    np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
-    return f"npz:{tmp_path / 'noise.npz'}"
-
-
 def test_two_ranks_equal_one_process_that_cuts_its_batches(
-    run: Path, data: str, start_ranks: Start, hwnas: Any, tmp_path: Path
+    run: Path, noise: str, start_ranks: Start, hwnas: Any, tmp_path: Path
 ) -> None:
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
-    ranks = start_ranks("train", run, "--data", data, "--epochs", 1, *COMMON)
-    hwnas("train", alone, "--data", data, "--epochs", 1, *COMMON, "--accumulate", 2).done()
+    ranks = start_ranks("train", run, "--data", noise, "--epochs", 1, *COMMON)
+    hwnas("train", alone, "--data", noise, "--epochs", 1, *COMMON, "--accumulate", 2).done()
     (code, words), other = (rank.end() for rank in ranks)
     assert code == 0, words
     assert words.splitlines()[-1].startswith("top-1")
@@ -52,7 +42,7 @@ def test_two_ranks_equal_one_process_that_cuts_its_batches(
         assert torch.equal(together[name], cut[name]) or "running" in name or "num_batches" in name, name
     documents = [json.loads((folder / "training.json").read_text()) for folder in (run, alone)]
     assert [document["ranks"] for document in documents] == [2, 1]
-    alone_again = score(trained_network(RunFolder.open(run)), load_data(data, resolution=16).val)
+    alone_again = score(trained_network(RunFolder.open(run)), load_data(noise, resolution=16).val)
     assert (documents[0]["accuracy"], documents[0]["top5"]) == (alone_again.top1, alone_again.top5)
     assert documents[0]["loss"] == pytest.approx(alone_again.loss, rel=1e-5)
     logs = [json.loads((folder / "training.jsonl").read_text()) for folder in (run, alone)]
@@ -60,8 +50,8 @@ def test_two_ranks_equal_one_process_that_cuts_its_batches(
     assert logs[0]["step"] == STEPS - 1
 
 
-def test_a_killed_rank_ends_the_others(run: Path, data: str, start_ranks: Start, wait_for: Any) -> None:
-    first, second = start_ranks("train", run, "--data", data, "--epochs", 1000, *COMMON, "--checkpoint-seconds", 0.1)
+def test_a_killed_rank_ends_the_others(run: Path, noise: str, start_ranks: Start, wait_for: Any) -> None:
+    first, second = start_ranks("train", run, "--data", noise, "--epochs", 1000, *COMMON, "--checkpoint-seconds", 0.1)
     wait_for(lambda: (run / "training.pt").exists() or first.over)
     second.kill(signal.SIGKILL)
     code, messages = first.end()

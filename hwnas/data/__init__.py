@@ -10,13 +10,12 @@ from hwnas.data.augmentation import randaugment
 from hwnas.data.dataset import ImageData, ImageDataset
 from hwnas.data.sources import load_data
 from hwnas.data.splitting import split_stratified
-from hwnas.data.streams import BatchStream, channels_last, evaluation_batches
+from hwnas.data.streams import BatchStream, evaluation_batches
 
 __all__ = [
     "BatchStream",
     "ImageData",
     "ImageDataset",
-    "channels_last",
     "evaluation_batches",
     "load_data",
     "randaugment",

@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hwnas.data.augmentation import Augmentation
 from hwnas.data.dataset import ImageDataset, Item
@@ -198,13 +196,3 @@ def _check_joint_batch(batch_size: int, num_images: int, num_ranks: int) -> None
             f"batch size {batch_size} cannot be shared among {num_ranks} rank(s); expected a multiple of {num_ranks}, "
             f"at least {MIN_IMAGES} images each, for batch-norm. Use for example {32 * num_ranks}."
         )
-
-
-def channels_last(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches with images in channels-last memory, in which depthwise networks train faster.
-
-    Measured on a 2-core Xeon at 2.8 GHz with torch 2.14: 2.1 times as fast for MBConv at 32x32, batch 64.
-    """
-    with contextlib.closing(batches):  # type: ignore[type-var]
-        for images, labels in batches:
-            yield images.contiguous(memory_format=torch.channels_last), labels

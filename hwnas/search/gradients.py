@@ -75,7 +75,7 @@ class Unrolled(ArchGradient):
 
     def check(self, recipe: Recipe) -> None:
         """Probed options have no second derivative."""
-        if self.exact and getattr(recipe.relaxation, "paths", None) is not None:
+        if self.exact and recipe.relaxation.probes:
             raise UsageError(
                 f"recipe '{recipe.name}': {type(recipe.relaxation).__name__} runs its other options without a graph, "
                 "so that there is no exact second derivative. Use Unrolled(exact=False)."

@@ -32,10 +32,12 @@ class Relaxation(Protocol):
     Attributes:
         differentiable: Whether gradients of the gates' weights reach the logits.
         draws: Whether gates carry the log-probability of their draw.
+        probes: Whether options run without a graph, for their gate's gradient.
     """
 
     differentiable: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    probes: ClassVar[bool] = False
 
     def __call__(self, logits: Logits, *, progress: float, generator: torch.Generator) -> Gates:
         """Gates of one forward pass; random numbers come from the generator alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -81,6 +82,11 @@ class Recipe:
                 f"images that train no weights; a weight_share of {self.weight_share:g} wastes them. Use 1."
             )
         self.scheme.check(self)
+
+    @property
+    def resolved(self) -> str:
+        """Every part and number as text, the same in every process."""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self))  # where functions and objects lie in memory
 
     @property
     def of_weights(self) -> Relaxation:

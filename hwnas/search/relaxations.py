@@ -123,6 +123,8 @@ class BinaryGates(_PerChoice):
         is kept.
     """
 
+    probes = True
+
     paths: Literal["two", "all"] = "all"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from hwnas.errors import UsageError
 from hwnas.search.gradients import ArchGradient, Estimate, FirstOrder, through_gates
-from hwnas.search.protocols import UpdateScheme
+from hwnas.search.protocols import Context, UpdateScheme
 from hwnas.search.recipe import Recipe
 from hwnas.search.step import SearchStep
 
@@ -46,7 +46,7 @@ class Alternating(UpdateScheme):
 
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
-        due = step.progress >= self.warm_up and step.state.step % self.every == 0
+        due = _due(step, self.warm_up, self.every)
         first = self._arch_step(step) if due and self.arch_first else {}
         figures = first | weight_step(step)
         return figures | (self._arch_step(step) if due and not self.arch_first else {})
@@ -142,7 +142,7 @@ class Reinforce(UpdateScheme):
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
         figures = weight_step(step)
-        if step.progress >= self.warm_up and step.state.step % self.every == 0:
+        if _due(step, self.warm_up, self.every):
             figures |= self._arch_step(step)
         return figures
 
@@ -163,8 +163,7 @@ class Reinforce(UpdateScheme):
         return {
             "arch_loss": float(loss.detach().mean()),
             "arch_accuracy": sum(accuracies) / len(accuracies),
-            "expected_ms": float(context.expected_ms.detach()),
-            "sampled_ms": float(context.sampled_ms.detach()),
+            **_latencies(context),
         }
 
     def _baseline(self, step: SearchStep, mean: float) -> float:
@@ -219,6 +218,10 @@ def _check_rhythm(warm_up: float, every: int) -> None:
         )
 
 
+def _due(step: SearchStep, warm_up: float, every: int) -> bool:
+    return step.progress >= warm_up and step.state.step % every == 0
+
+
 def _require_gradient(recipe: Recipe, scheme: UpdateScheme) -> None:
     if not recipe.relaxation.differentiable:
         raise UsageError(
@@ -231,6 +234,12 @@ def _figures(estimate: Estimate) -> dict[str, float]:
     return {
         "arch_loss": estimate.loss,
         "arch_accuracy": estimate.task.accuracy,
-        "expected_ms": float(estimate.context.expected_ms.detach()),
-        "sampled_ms": float(estimate.context.sampled_ms.detach()),
+        **_latencies(estimate.context),
+    }
+
+
+def _latencies(context: Context) -> dict[str, float]:
+    return {
+        "expected_ms": float(context.expected_ms.detach()),
+        "sampled_ms": float(context.sampled_ms.detach()),
     }

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import InfeasibleBudgetError
-from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.budget import Budget
 from hwnas.latency.measure import measure
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.space import Architecture
@@ -78,7 +78,7 @@ def meet_target(
     Yields:
         Every round; see ``settled`` for which of them is the result.
     """
-    low, high = feasible_range_ms(budget.model)
+    low, high = budget.reachable_ms
     limit, seen = budget.max_ms if limit_ms is None else limit_ms, set[str]()
     for _ in range(num_rounds):
         if limit < low:

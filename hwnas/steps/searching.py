@@ -13,7 +13,7 @@ from hwnas.data import ImageData
 from hwnas.distributed import barrier, expected_ranks, process_group, rank
 from hwnas.errors import RunError
 from hwnas.files import read_json, write_json
-from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.budget import Budget
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import Progress, no_progress
@@ -114,7 +114,7 @@ def _described(
         "space": space.describe(),
         "table": {"path": str(Path(table.path or "").resolve()), "sha256": table_hash(table)},
         "max_ms": budget.max_ms,
-        "resolved": repr(recipe),
+        "resolved": recipe.resolved,
         "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
     }
 
@@ -159,7 +159,7 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     """
     budget, config = run.budget(), run.config
     recipe = create_recipe(config["recipe"]["name"], **config["recipe"]["arguments"])
-    if repr(recipe) != config["resolved"]:
+    if recipe.resolved != config["resolved"]:
         raise RunError(f"recipe '{recipe.name}' has changed since {run.path} was searched. Search again.")
     images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])
     compute = Compute()
@@ -197,7 +197,7 @@ def write_derivation(
         run.file("derivation.json"),
         {
             "target_ms": budget.max_ms,
-            "reachable_ms": list(feasible_range_ms(model)),
+            "reachable_ms": list(budget.reachable_ms),
             "met": rounds[-1].met,
             "rounds": [*earlier, *(each.to_dict() for each in rounds)],
             "prediction": {
