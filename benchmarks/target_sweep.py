@@ -20,7 +20,7 @@ import torch
 
 import hwnas
 from hwnas.console import Reporter
-from hwnas.latency.measure import measure
+from hwnas.latency.device import Device
 from hwnas.steps import profiler_of, search_run
 
 POSITIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -63,7 +63,7 @@ def main() -> None:
             )
             for target in targets
         ]  # fmt: skip
-    profiler = profiler_of(table)
+    device = Device(profiler_of(table), table)
     print(f"{datetime.date.today()} {table.environment}; space {space.name}, data {arguments.data}, recipe "  # noqa: T201
           f"{arguments.recipe}, {epochs} epochs, seed {arguments.seed}, torch {torch.__version__}")  # fmt: skip
     print(f"reachable {low:.4g} to {high:.4g} ms; table: {model.error}")  # noqa: T201
@@ -72,7 +72,7 @@ def main() -> None:
     for target, rounds in zip(targets, found, strict=True):
         architecture = rounds[-1].architecture
         network = hwnas.Network(space, architecture).eval()
-        ms = measure(profiler, network, space.input_shape, limit_ms=target).ms
+        ms = device.measure(network, space, limit_ms=target).ms
         ratios.append(ms / target)
         judged = "met" if BELOW <= ratios[-1] <= ABOVE else "ABOVE" if ratios[-1] > ABOVE else "BELOW"
         print(  # noqa: T201

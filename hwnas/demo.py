@@ -9,6 +9,7 @@ from typing import Any
 from hwnas.console import draw
 from hwnas.errors import VerificationError
 from hwnas.latency.budget import feasible_range_ms
+from hwnas.latency.device import said_slowdown
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.sweep import profile
 from hwnas.metrics import Progress
@@ -119,4 +120,5 @@ def say_proof(proof: dict[str, Any], say: Say) -> None:
         f"   target {latency['target_ms']:.3f} ms | predicted {latency['predicted_ms']:.3f} ms | measured "
         f"{latency['measured_ms']:.3f} ms (p50 {latency['p50_ms']:.3f}, p90 {latency['p90_ms']:.3f}, "
         f"p99 {latency['p99_ms']:.3f}): {'met' if latency['met'] else 'MISSED'}"
+        f"{said_slowdown(latency['slowdown'])}"
     )

@@ -133,6 +133,15 @@ def summed(value: float) -> float:
     return float(number)
 
 
+def gathered(values: list[str]) -> list[list[str]]:
+    """The lists of all ranks, in their order."""
+    if world_size() == 1:
+        return [values]
+    lists: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, values)
+    return lists
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import platform
-import sys
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hwnas._version import __version__
 from hwnas.errors import OutputError, RunError
 from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.budget import Budget
+from hwnas.latency.environment import produced_by
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.space import Architecture, SearchSpace, create_space
@@ -28,7 +27,7 @@ class RunFolder:
     """Paths and documents of one run.
 
     ===================== ==========================================================
-    run.json              what was asked for: space, table, limit, recipe, data, seed
+    run.json              what was asked for: space, table, limit, recipe, data, seed; and how it was computed
     search.jsonl          the search, step by step
     search.pt             its checkpoint
     derivation.json       architectures tried against the limit, and what they measured
@@ -48,8 +47,16 @@ class RunFolder:
         return self.path / name
 
     @classmethod
-    def create(cls, path: Path | str, config: Mapping[str, Any], *, resume: bool) -> RunFolder:
+    def create(
+        cls, path: Path | str, config: Mapping[str, Any], *, resume: bool, how: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """Starts a run, or goes on with one that was asked for in the same words.
+
+        Args:
+            path: The folder.
+            config: What was asked for; a run that goes on must agree with it.
+            resume: Whether to go on.
+            how: How it is computed; only recorded.
 
         Raises:
             RunError: The folder holds a run and ``resume`` is not set, or that run was asked something else.
@@ -65,7 +72,8 @@ class RunFolder:
             raise OutputError(
                 f"cannot create {run.path}: {error.strerror}. Choose an output in a folder you can write to."
             ) from error
-        write_json(run.file("run.json"), {"format_version": FORMAT_VERSION, "config": config, "origin": origin()})
+        document = {"format_version": FORMAT_VERSION, "config": config, "how": dict(how or {}), "origin": origin()}
+        write_json(run.file("run.json"), document)
         return run
 
     @classmethod
@@ -91,6 +99,12 @@ class RunFolder:
         """What was asked for."""
         config: dict[str, Any] = self._document()["config"]
         return config
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How the search was computed when it began: ``compute`` and ``ranks``; nothing where that is not recorded."""
+        how: dict[str, Any] = self._document().get("how", {})
+        return how
 
     def space(self) -> SearchSpace:
         """The space of this run.
@@ -174,16 +188,30 @@ def table_hash(table: LatencyTable) -> str:
 
 
 def origin() -> dict[str, Any]:
-    """When, by what command and with which versions something was made."""
+    """When, by what command, on what and with which versions something was made."""
     packages = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "scipy")
     return {
-        "hwnas": __version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        **produced_by(),
         "python": platform.python_version(),
         "system": platform.platform(),
+        **_gpu(),
         "packages": {name: _version(name) for name in packages},
     }
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU that torch would use, with versions of CUDA and of the driver; nothing where it sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    query = ["nvidia-smi", f"--id=GPU-{properties.uuid}", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        driver = "not readable"
+    return {"gpu": properties.name, "driver": driver, "cuda": str(torch.version.cuda)}
 
 
 def _version(package: str) -> str:

@@ -26,7 +26,7 @@ from hwnas.errors import (
 )
 from hwnas.latency.environment import Environment
 from hwnas.latency.journal import Journal
-from hwnas.latency.measure import measure, time_rounds
+from hwnas.latency.measure import measure
 from hwnas.latency.measurement import failure, summarise
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.sweep import profile
@@ -299,28 +299,6 @@ def test_onnxruntime_times_more_work_as_more_milliseconds() -> None:
     # 1024 times the multiply-adds; a factor of 5 leaves room for any call overhead and any noise.
     assert large.ms > 5 * small.ms
     assert large.p50_ms <= large.p90_ms
-
-
-def test_a_miss_is_looked_at_again_until_it_is_none_or_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hwnas.latency.measure.PAUSE_SECONDS", 0.0)
-
-    class Disturbed(AnalyticSession):
-        def __init__(self, quiet_from: int) -> None:
-            self.calls, self._quiet_from = 0, quiet_from
-
-        def time_ms(self, *, budget_ms: float) -> list[float]:
-            self.calls += 1
-            return [1.0 if self.calls >= self._quiet_from else 2.0] * 3
-
-    for quiet_from, limit_ms, calls, ms in (
-        (1, 1.5, 24, 1.0),
-        (60, 1.5, 72, 1.0),
-        (10**6, 1.5, 288, 2.0),
-        (60, 9.0, 24, 2.0),
-    ):
-        session = Disturbed(quiet_from)
-        assert summarise(time_rounds(session, limit_ms=limit_ms)).ms == ms
-        assert session.calls == calls
 
 
 def test_onnxruntime_refuses_a_broken_model() -> None:

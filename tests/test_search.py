@@ -16,6 +16,7 @@ from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
 from hwnas.errors import NumericsError, UnknownNameError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.device import Device
 from hwnas.latency.model import LatencyModel
 from hwnas.metrics import read_log
 from hwnas.recipes import create_recipe, recipe_names
@@ -30,7 +31,7 @@ from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
 from hwnas.search.schemes import WeightsOnly
 from hwnas.search.step import SearchStep
 from hwnas.search.target import meet_target, settled
-from hwnas.testing.toys import AnalyticProfiler, toy_latency_model
+from hwnas.testing.toys import AnalyticProfiler, toy_latency_model, toy_table
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +169,13 @@ def test_derivation_drops_its_floor_where_the_band_is_empty() -> None:
 
 @pytest.mark.parametrize("slowdown", [0.85, 0.93, 1.0, 1.08, 1.6])
 def test_the_limit_moves_by_what_was_measured(budget: Budget, slowdown: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hwnas.latency.measure.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("hwnas.latency.device.PAUSE_SECONDS", 0.0)
     space = budget.model.space
     kind = LatencyModel(space, tuple(ms / slowdown for ms in budget.model.layer_ms))
     target = Budget(kind, feasible_range_ms(budget.model)[1] * 0.8)
     probabilities = {name: torch.tensor([0.2, 0.7, 0.1]) for name in space.choice_names}
-    rounds = settled(
-        meet_target(MostProbableWithinBudget(), untrained(probabilities), target, AnalyticProfiler(), num_rounds=4)
-    )
+    device = Device(AnalyticProfiler(), toy_table(space))
+    rounds = settled(meet_target(MostProbableWithinBudget(), untrained(probabilities), target, device, num_rounds=4))
     for each in rounds:
         assert each.measured_ms == pytest.approx(budget.model.exact_ms(each.architecture))
         assert each.met == (each.measured_ms <= target.max_ms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from typing import Any
 from hwnas.compute import Compute
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder
+from hwnas.space.library import SPACES
 from hwnas.training import TrainingOptions
 
 _RENAMED = {"num_epochs": "epochs", "num_workers": "workers"}
@@ -21,8 +24,8 @@ _PYTHON_ONLY = ("channels_last", "momentum", "warm_up", "distillation_weight", "
 
 def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, Any] | None) -> dict[str, str]:
     """Step -> the command that repeats it with this run's arguments."""
-    config = run.config
-    space = ["--space", config["space"]["name"], *_flags(config["space"]["options"])]
+    config, how = run.config, run.how
+    classes = {} if config.get("classes") is None else {"num_classes": config["classes"]}
     search = {
         "table": config["table"]["path"],
         "max_ms": config["max_ms"],
@@ -33,11 +36,14 @@ def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, 
         "seed": config["seed"],
         "output": run.path,
         "other_device": config["other_device"],
+        **_chosen(how.get("compute", {}), Compute()),
     }
+    searched = ["search", *_flags({**_space(config), **classes, **search})]
+    trained = ["train", run.path, *_flags(_train_arguments(training, config))]
     return {
-        **({"profile": _line("profile", *space, *_profile_flags(table, config))} if table else {}),
-        "search": _line("search", *space, *_flags(search)),
-        "train": _line("train", run.path, *_flags(_train_arguments(training, config))),
+        **({"profile": _profile(table, config)} if table else {}),
+        "search": _line(*searched, ranks=how.get("ranks", 1)),
+        "train": _line(*trained, ranks=(training or {}).get("ranks", 1)),
         "export": _line("export", run.path, "--exporter", "onnx"),
         "verify": _line("verify", run.path),
         "report": _line("report", run.path),
@@ -57,35 +63,61 @@ def missing_sections(
     return missing
 
 
+def _space(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The space, apart from defaults."""
+    name, options = config["space"]["name"], config["space"]["options"]
+    defaults = inspect.signature(SPACES[name]).parameters
+    return {"space": name, **{key: value for key, value in options.items() if value != defaults[key].default}}
+
+
 def _recipe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those that have a flag, and the others to be set by name."""
     flags = {name: arguments[name] for name in arguments if name in ("num_epochs", "batch_size")}
-    return {**flags, "set": [f"{name}={value}" for name, value in arguments.items() if name not in flags]}
+    return {**flags, "set": [f"{name}={_text(value)}" for name, value in arguments.items() if name not in flags]}
+
+
+def _text(value: Any) -> str:
+    """What ``--set`` reads as that value; text that looks like another value is quoted."""
+    try:
+        ast.literal_eval(str(value))
+    except (ValueError, SyntaxError):
+        return str(value)
+    return repr(value)
 
 
 def _train_arguments(training: Mapping[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the training was asked for, apart from defaults."""
     if training is None:
         return {"data": config["data"]}
-    defaults = {**asdict(TrainingOptions()), **asdict(Compute())}
-    given = {**training.get("options", {}), **training.get("compute", {})}
-    chosen = {name: given[name] for name in given if name not in _PYTHON_ONLY and given[name] != defaults.get(name)}
-    return {"data": training["data"], "num_epochs": training["epochs"], **chosen}
+    options = _chosen(training.get("options", {}), TrainingOptions())
+    how = _chosen(training.get("compute", {}), Compute())
+    return {"data": training["data"], "num_epochs": training["epochs"], **options, **how}
 
 
-def _profile_flags(table: LatencyTable, config: Mapping[str, Any]) -> list[str]:
-    environment = table.environment
-    record = table.calibrations.get(config["space"]["fingerprint"], {})
-    return _flags(
-        {
-            "profiler": environment.runtime,
-            "precision": environment.precision,
-            "batch": environment.batch,
-            "threads": environment.threads or None,
-            "networks": len(record.get("networks", ())) or None,
-            "output": config["table"]["path"],
-        }
-    )
+def _chosen(given: Mapping[str, Any], defaults: TrainingOptions | Compute) -> dict[str, Any]:
+    """What has a flag and differs from the defaults."""
+    usual = asdict(defaults)
+    return {name: given[name] for name in given if name not in _PYTHON_ONLY and given[name] != usual.get(name)}
+
+
+def _profile(table: LatencyTable, config: Mapping[str, Any]) -> str:
+    """How the table was made; one that no sweep alone made says so itself."""
+    provenance, environment = table.provenance, table.environment
+    if "imported" in provenance or "merged" in provenance:
+        return str(provenance["command"])
+    fingerprint = config["space"]["fingerprint"]
+    sweeps = [provenance, *provenance.get("earlier", [])]
+    plans = [sweep["plan"] for sweep in sweeps if sweep.get("plan", {}).get("space") == fingerprint]
+    measured = {"networks": len(table.calibrations.get(fingerprint, {}).get("networks", ())) or None}
+    target = {
+        "profiler": environment.runtime,
+        **environment.arguments,
+        "precision": environment.precision,
+        "batch": environment.batch,
+        "threads": environment.threads or None,
+    }
+    plan = {name: (plans or [measured])[0].get(name) for name in ("networks", "rounds", "minutes", "seed")}
+    return _line("profile", *_flags({**_space(config), **target, **plan, "output": config["table"]["path"]}))
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -99,5 +131,7 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _line(*words: Any) -> str:
-    return shlex.join(["hwnas", *map(str, words)])
+def _line(*words: Any, ranks: int = 1) -> str:
+    """A command, started by ``torchrun`` where several processes worked together."""
+    program = ["hwnas"] if ranks == 1 else ["torchrun", "--nproc-per-node", str(ranks), "-m", "hwnas"]
+    return shlex.join([*program, *map(str, words)])

@@ -64,13 +64,18 @@ def _table(table: Document) -> list[tuple[str, str]]:
 
 def _software(origin: Document) -> list[tuple[str, str]]:
     own = [("hwnas", origin["hwnas"]), ("Python", origin["python"]), ("system", origin["system"])]
-    return [*own, *origin["packages"].items()]
+    return [*own, *_gpu(origin), *origin["packages"].items()]
+
+
+def _gpu(origin: Document) -> list[tuple[str, str]]:
+    names = {"gpu": "GPU", "driver": "driver", "cuda": "CUDA"}
+    return [(title, origin[name]) for name, title in names.items() if name in origin]
 
 
 def _step(name: str, origin: Document) -> Markup:
     return facts(
         name.capitalize(),
-        [("date", origin["date"]), ("command", origin["command"]), ("hwnas", origin["hwnas"])],
+        [("date", origin["date"]), ("command", origin["command"]), ("hwnas", origin["hwnas"]), *_gpu(origin)],
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hwnas.errors import DataError
 
+NUM_SAMPLED = 64  # numbers of an image in memory that tell it from others
 MAX_ASPECT = 8  # longer images are cut before they are resized; their long side could fill the memory
 LOG_ASPECT_RATIOS: tuple[float, float] = tuple(torch.log(torch.tensor((3 / 4, 4 / 3))).tolist())
 DECODING_ERRORS = (
@@ -45,6 +46,9 @@ class Images(Protocol):
 
     def name(self, index: int) -> str:
         """What the image is called in messages."""
+
+    def traits(self, indices: np.ndarray) -> bytes:
+        """What tells these images, integers ``(M,)``, from others, without opening a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,12 @@ class ArrayImages:
     def name(self, index: int) -> str:
         """The image's number."""
         return f"image {index}"
+
+    def traits(self, indices: np.ndarray) -> bytes:
+        """Their shape, and of each image numbers at ``NUM_SAMPLED`` or more places spread over it."""
+        numbers = self.pixels.flatten(1)
+        places = numbers[:, :: max(1, numbers.shape[1] // NUM_SAMPLED)]
+        return repr(self.pixels.shape[1:]).encode() + places[torch.from_numpy(indices)].numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +141,10 @@ class PhotoFiles:
     def name(self, index: int) -> str:
         """The path of the image's file."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+    def traits(self, indices: np.ndarray) -> bytes:
+        """Their names, relative to the root."""
+        return self.names[indices].tobytes()
 
     def _read(self, index: int) -> Image.Image:
         path = self.name(index)

@@ -54,11 +54,7 @@ class BatchReader(Dataset[Loaded]):
 
 
 def read_batch(dataset: ImageDataset, items: Sequence[Item]) -> Batch:
-    """The readable images and labels of these addresses, read in this process; there may be none.
-
-    Raises:
-        DataError: Too many images of the data set cannot be read; lists them.
-    """
+    """The readable images and labels of these addresses, read in this process; there may be none."""
     images, labels, unreadable = BatchReader(dataset)[items]
     dataset.unreadable.add(unreadable)
     return images, labels
@@ -76,7 +72,7 @@ def read_batches(dataset: ImageDataset, addresses: Iterator[Sequence[Item]], *, 
         num_workers: Processes that prepare batches ahead; 0 prepares them in this process.
 
     Raises:
-        DataError: While iterating: too many images of the data set cannot be read, or a worker was killed.
+        DataError: While iterating: a worker was killed.
     """
     loader = DataLoader(
         BatchReader(dataset),

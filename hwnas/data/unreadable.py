@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from hwnas.distributed import any_rank, gathered
 from hwnas.errors import DataError
 
 LOGGER = logging.getLogger("hwnas")
@@ -14,7 +15,7 @@ NUM_LISTED = 20
 
 
 class UnreadableImages:
-    """The images of a data set that could not be read so far, in this process and its workers.
+    """The images of a data set that could not be read so far: by this process and its workers, and by other ranks.
 
     Args:
         num_images: Images in the data set.
@@ -23,6 +24,7 @@ class UnreadableImages:
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
         self._names: dict[str, None] = {}  # a dictionary keeps the order of discovery
+        self._untold = False
 
     def __len__(self) -> int:
         return len(self._names)
@@ -32,15 +34,31 @@ class UnreadableImages:
 
         Args:
             found: Name of an image -> why it cannot be read, and what to do.
-
-        Raises:
-            DataError: More than ``MAX_SHARE`` of the images cannot be read; lists them.
         """
         for name, message in found.items():
             if name not in self._names:
                 LOGGER.warning("%s Until then it is left out.", message)
                 self._names[name] = None
-        if len(self) > MAX_SHARE * self.num_images:
+                self._untold = True
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more than ``MAX_SHARE`` of the images cannot be read."""
+        return len(self) > MAX_SHARE * self.num_images
+
+    def tell(self) -> None:
+        """Joins what all ranks have found, each image once; all ranks must call it at the same time."""
+        if any_rank(self._untold):
+            self._names = {name: None for names in gathered([*self._names]) for name in names}
+            self._untold = False
+
+    def check(self) -> None:
+        """Ends the work where too many images are known.
+
+        Raises:
+            DataError: More than ``MAX_SHARE`` of the images cannot be read; lists them.
+        """
+        if self.too_many:
             more = f" and {len(self) - NUM_LISTED} more" if len(self) > NUM_LISTED else ""
             raise DataError(
                 f"{len(self)} of {self.num_images} images cannot be read, expected at most {MAX_SHARE:.1%}: "

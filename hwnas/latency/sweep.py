@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,8 +84,7 @@ def profile(
     environment = profiler.environment()
     table = _existing(path, profiler) or LatencyTable(environment, {}, path=path)
     architectures = space.distinct(num_networks, seed=seed)
-    items = _missing(table, space, architectures)
-    if not items:
+    if not (items := _missing(table, space, architectures)):
         return table
     plan = {"space": space.fingerprint, "items": len(items), "rounds": num_rounds, "seed": seed}
     with Journal(path.with_suffix(JOURNAL), environment, plan) as journal:
@@ -96,7 +96,8 @@ def profile(
                 journal.remove()  # nothing is lost, and the next call may be another plan
             raise
         measured = rounds.summaries(items)
-        sweep = _provenance(rounds, environment.details, (time.monotonic() - started) / 60)
+        asked = plan | {"networks": num_networks, "minutes": minutes if math.isfinite(minutes) else None}
+        sweep = _provenance(rounds, environment.details, started) | {"plan": asked}
         table = _extended(table, space, architectures, measured, sweep)
         if not any(entry.usable for entry in table.entries.values()):
             journal.remove()  # so that the next call tries again
@@ -144,12 +145,12 @@ def _extended(
     return LatencyTable(table.environment, {**table.entries, **operators}, calibrations, provenance, table.path)
 
 
-def _provenance(rounds: Rounds, details_at_start: Mapping[str, str], minutes: float) -> dict[str, Any]:
+def _provenance(rounds: Rounds, details_at_start: Mapping[str, str], started: float) -> dict[str, Any]:
     """What the sidecar says about the sweep: when, how, and how quiet the machine was."""
     details = rounds.profiler.environment().details
     return {
         **produced_by(),
-        "minutes": round(minutes, 2),
+        "minutes": round((time.monotonic() - started) / 60, 2),
         "statistic": STATISTIC,
         "reference": rounds.steadiness(),
         "changed_by_the_end": {name: value for name, value in details.items() if details_at_start.get(name) != value},

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hwnas.errors import InfeasibleBudgetError
 from hwnas.latency.budget import Budget
-from hwnas.latency.measure import measure
+from hwnas.latency.device import Device, said_slowdown
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.space import Architecture
 from hwnas.supernet.supernet import Network
-
-if TYPE_CHECKING:
-    from hwnas.plugins import Profiler
 
 MAX_ROUNDS = 4
 
@@ -30,8 +27,9 @@ class DerivationRound:
         architecture: What was derived.
         limit_ms: The internal limit it was derived under; at most the target.
         predicted_ms: Its predicted latency.
-        measured_ms: Its measured latency; None where the device is not here.
+        measured_ms: Measured latency at the device's speed in the table's sweep; None where the device is not here.
         met: Whether it keeps the target, by measurement where there is one.
+        slowdown: How many times slower than in the sweep the device was meanwhile; see ``Timed``.
     """
 
     architecture: Architecture
@@ -39,12 +37,13 @@ class DerivationRound:
     predicted_ms: float
     measured_ms: float | None
     met: bool
+    slowdown: float = 1.0
 
     def __str__(self) -> str:
         measured = "not measured" if self.measured_ms is None else f"measured {self.measured_ms:.4g} ms"
         return (
             f"limit {self.limit_ms:.4g} ms: predicted {self.predicted_ms:.4g} ms, {measured}, "
-            f"target {'met' if self.met else 'missed'}"
+            f"target {'met' if self.met else 'missed'}{said_slowdown(self.slowdown)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def meet_target(
     derivation: Derivation,
     finished: Finished,
     budget: Budget,
-    profiler: Profiler | None,
+    device: Device | None,
     *,
     num_rounds: int = MAX_ROUNDS,
     limit_ms: float | None = None,
@@ -71,7 +70,7 @@ def meet_target(
         derivation: Finished search -> architectures.
         finished: What was searched.
         budget: The target.
-        profiler: The device, or None to trust the prediction.
+        device: Measures, or None to trust the prediction.
         num_rounds: Rounds at most.
         limit_ms: First internal limit; the target if not given.
 
@@ -91,12 +90,15 @@ def meet_target(
         seen.add(derived.id)
         predicted = budget.model.exact_ms(derived)
         network = Network(budget.model.space, derived).eval()
-        measured = _measured_ms(profiler, network, budget) if profiler else None
-        met = (predicted if measured is None else measured) <= budget.max_ms
-        yield DerivationRound(derived, limit, predicted, measured, met)
-        if measured is None or (met and (measured >= FLOOR * budget.max_ms or limit >= high)):
+        timed = device.measure(network, budget.model.space, limit_ms=budget.max_ms) if device else None
+        if timed is None:
+            yield DerivationRound(derived, limit, predicted, None, predicted <= budget.max_ms)
             return
-        limit = budget.max_ms * predicted / measured
+        met = timed.ms <= budget.max_ms
+        yield DerivationRound(derived, limit, predicted, timed.ms, met, timed.slowdown)
+        if met and (timed.ms >= FLOOR * budget.max_ms or limit >= high):
+            return
+        limit = budget.max_ms * predicted / timed.ms
 
 
 def settled(rounds: Iterable[DerivationRound]) -> list[DerivationRound]:
@@ -107,7 +109,3 @@ def settled(rounds: Iterable[DerivationRound]) -> list[DerivationRound]:
         return tried
     result = max(met, key=lambda each: each.measured_ms or each.predicted_ms)
     return [*(each for each in tried if each is not result), result]
-
-
-def _measured_ms(profiler: Profiler, network: Network, budget: Budget) -> float:
-    return measure(profiler, network, budget.model.space.input_shape, limit_ms=budget.max_ms).ms

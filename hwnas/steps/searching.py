@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hwnas.distributed import barrier, expected_ranks, process_group, rank
 from hwnas.errors import RunError
 from hwnas.files import read_json, write_json
 from hwnas.latency.budget import Budget
+from hwnas.latency.device import Device
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import Progress, no_progress
@@ -81,7 +83,7 @@ def search_run(
     budget = target_budget(LatencyModel.from_table(space, table), max_ms)
     chosen = create_recipe(recipe, **(recipe_arguments or {}))
     images = matching_data(data, space, seed, classes)
-    profiler = None if other_device else profiler_of(table)
+    device = None if other_device else Device(profiler_of(table), table)
     config = {
         **_described(space, table, budget, chosen, compute),
         "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
@@ -92,7 +94,7 @@ def search_run(
         "other_device": other_device,
     }
     with process_group(compute.place):
-        run = _shared_folder(output, config, resume)
+        run = _shared_folder(output, config, compute, resume)
         result = search(
             budget, images, chosen, run, seed=seed, compute=compute, weights=supernet_weights(space, weights_from),
             checkpoint_seconds=checkpoint_seconds, progress=progress, say=say,
@@ -101,7 +103,7 @@ def search_run(
             return []
     if run.file("derivation.json").exists():  # finished before
         return recorded_rounds(run)
-    rounds = settled(meet_target(chosen.derivation, _finished(result, compute, seed), budget, profiler))
+    rounds = settled(meet_target(chosen.derivation, _finished(result, compute, seed), budget, device))
     write_derivation(run, budget, rounds, result, images, compute)
     return rounds
 
@@ -125,16 +127,17 @@ def recorded_rounds(run: RunFolder) -> list[DerivationRound]:
     return [
         DerivationRound(
             space.architecture(dict(each["architecture"])),
-            *(each[key] for key in ("limit_ms", "predicted_ms", "measured_ms", "met")),
+            *(each[key] for key in ("limit_ms", "predicted_ms", "measured_ms", "met", "slowdown")),
         )
         for each in read_json(run.file("derivation.json"))["rounds"]
     ]
 
 
-def _shared_folder(output: Path | str, config: dict[str, Any], resume: bool) -> RunFolder:
+def _shared_folder(output: Path | str, config: dict[str, Any], compute: Compute, resume: bool) -> RunFolder:
     """Rank 0 makes the run's folder, then all open it."""
     if rank() == 0:
-        RunFolder.create(output, config, resume=resume)
+        how = {"compute": asdict(compute), "ranks": expected_ranks()}
+        RunFolder.create(output, config, resume=resume, how=how)
     barrier()
     return RunFolder.open(output)
 
@@ -166,11 +169,8 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
     finished = _finished(result, compute, config["seed"])
     limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
-    rounds = settled(
-        meet_target(
-            recipe.derivation, finished, budget, profiler_of(run.table()), num_rounds=num_rounds, limit_ms=limit
-        )
-    )
+    device = Device(profiler_of(run.table()), run.table())
+    rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))
     if rounds:
         earlier = read_json(run.file("derivation.json"))["rounds"]
         earlier[-1] |= {"measured_ms": measured_ms, "met": False}
