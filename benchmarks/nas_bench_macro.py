@@ -5,48 +5,74 @@
     python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes gumbel,spos --limits 40,60
     python benchmarks/nas_bench_macro.py summary
 
-Every recipe starts from the uniformly trained weights of its seed, goes on for ``--search-epochs`` at a learning rate
-of at most 0.01 and 0.05 for the logits, and looks no accuracy up. Limits are millions of multiply-adds, which take the
-place of milliseconds, or with ``--table FILE`` milliseconds of that table. Everything is kept in
-``runs/nas-bench-macro`` and goes on where it stopped.
+Every recipe starts from the uniformly trained weights of its seed, goes on for ``--steps`` (those that run all options
+for a third) with a step of the logits for each of the weights, and looks no accuracy up; rows with ``+scored`` compare
+draws from the final probabilities by the accuracy that the supernet of the seed gives them. Limits are millions of
+multiply-adds, which take the place of milliseconds, or with ``--table FILE`` milliseconds of that table. Everything is
+kept in ``runs/nas-bench-macro`` and goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import itertools
 import json
+import shutil
 import time
-from dataclasses import replace
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import kendalltau, spearmanr
 
 import hwnas
 from hwnas.accuracy import PathAccuracy
+from hwnas.checkpoint import load_checkpoint
 from hwnas.compute import Compute
 from hwnas.console import Reporter
-from hwnas.data import ImageData, load_data
+from hwnas.data import ImageData, load_data, split_stratified
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
-from hwnas.metrics import Progress
-from hwnas.recipes import create_recipe, recipe_names
+from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
-from hwnas.search.derivations import SampleAndScore
-from hwnas.search.loop import SearchResult, search
+from hwnas.search.derivations import Evolution, SampleAndScore
+from hwnas.search.loop import search
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
 from hwnas.search.schedules import Cosine
+from hwnas.search.schemes import Alternating, Reinforce
 from hwnas.space import Architecture, SearchSpace, macs
+from hwnas.supernet.supernet import Supernet
 
 FOLDER = Path("runs/nas-bench-macro")
 TRUTH = Path(__file__).parent.parent.parent / "shared/data/nas-bench-macro/nas_bench_macro.csv"
 NUM_DRAWS = 5000
 """Repetitions behind the mean best of some random networks."""
+WEIGHT_SHARE = 0.9
+SEARCH_BATCH = 64
+NUM_SCORED = 20
+OPTIONS_RUN = {
+    "gumbel": 1,
+    "gdas": 1,
+    "proxylessnas": 1,
+    "proxylessnas:mode=reinforce": 4,
+    "fbnet": 3,
+    "snas": 3,
+    "darts": 3,
+    "darts:order=2": 9,
+    "spos": 0,
+    "random": 0,
+}
+"""Recipe, with an argument after a colon -> options that one of its steps runs at each choice; 0: it only derives."""
+FARTHEST = 5.0
+"""Learning rate of the logits times steps: with Adam, about as far as a logit can move."""
+EVOLUTION = Evolution(
+    population=20, generations=4, num_parents=5, num_mutations=10, num_crossovers=10, mutation_rate=0.1, floor=0.95
+)
+"""Smaller than the published one, for a processor."""
 
 
 def main() -> None:
@@ -58,35 +84,51 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8, help="of the supernet")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--search-epochs", type=int, default=1)
-    parser.add_argument("--recipes", default=",".join(recipe_names()))
+    parser.add_argument("--steps", type=int, default=100, help="of a search that runs one option a choice")
+    parser.add_argument("--recipes", default=",".join(OPTIONS_RUN))
     parser.add_argument("--limits", default="40,60,80")
     parser.add_argument("--networks", type=int, default=200, help="of the ranking")
-    parser.add_argument("--images", type=int, default=2000, help="held-out images that paths are compared on")
+    parser.add_argument("--images", type=int, default=1500, help="held-out images that paths are compared on")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     STAGES[arguments.stage](arguments)
 
 
-def supernet(arguments: argparse.Namespace) -> SearchResult:
-    """The supernet of a seed; trains it first where that has not been done."""
+def supernet(arguments: argparse.Namespace) -> Trained:
+    """The supernet of a seed; trains it first, or goes on with it, where that has not been done."""
     model = mac_model()
     recipe = create_recipe("spos", num_epochs=arguments.epochs, batch_size=arguments.batch_size)
-    with Reporter() as reporter:
-        return run(arguments, Budget(model, feasible_range_ms(model)[1]), recipe, "supernet", progress=reporter)
+    settings = f"epochs{recipe.num_epochs}-batch{recipe.batch_size}-seed{arguments.seed}"
+    run = RunFolder(FOLDER / f"supernet-{settings}")
+    run.path.mkdir(parents=True, exist_ok=True)
+    data = load_data(f"npz:{arguments.data}", resolution=32, seed=arguments.seed)  # its test images stay unseen
+    if not run.file("done").exists():
+        with Reporter() as reporter:
+            search(
+                Budget(model, feasible_range_ms(model)[1]), data, replace(recipe, weight_share=WEIGHT_SHARE), run,
+                seed=arguments.seed, compute=compute_of(arguments), progress=reporter,
+            )  # fmt: skip
+        run.file("done").touch()
+    found = Supernet(model.space)
+    found.load_state_dict(load_checkpoint(run.file("search.pt"))["supernet"])
+    weight_images, arch_images = split_stratified(data.train, WEIGHT_SHARE, seed=arguments.seed)
+    judge = PathAccuracy(
+        found, weight_images, arch_images, compute_of(arguments), arguments.seed,
+        num_batches=4, max_images=arguments.images,
+    )  # fmt: skip
+    return Trained(data, found, Kept(judge, run.file(f"scores-{arguments.images}.jsonl")))
 
 
 def ranking(arguments: argparse.Namespace) -> None:
     """Accuracy with the supernet's weights against the table's, on random distinct networks."""
-    result, truth = supernet(arguments), read_truth(arguments.truth)
+    trained, truth = supernet(arguments), read_truth(arguments.truth)
     chosen = truth.drop_duplicates(["params", "macs", "mean_acc"]).sample(arguments.networks, random_state=0)
-    accuracy = path_accuracy(arguments, result)
-    space = result.supernet.space
+    space = trained.supernet.space
     with Reporter() as reporter:
         found = []
         for number, code in enumerate(chosen.arch, 1):
-            found.append(accuracy(space.architecture([int(digit) for digit in code])))
+            found.append(trained.accuracy(space.architecture([int(digit) for digit in code])))
             reporter("ranking", number, len(chosen))
     record(
         {
@@ -104,35 +146,59 @@ def searches(arguments: argparse.Namespace) -> None:
     """What each recipe returns at each limit."""
     trained, truth = supernet(arguments), read_truth(arguments.truth).set_index("arch")
     space = trained.supernet.space
-    weights = trained.supernet.state_dict()
     model = mac_model()
     if arguments.table:
         model = LatencyModel.from_table(space, hwnas.LatencyTable.load(arguments.table))
-    known = {(row["seed"], row["recipe"], row["limit"], row["unit"]) for row in rows("search")}
     unit = "ms" if arguments.table else "M MACs"
-    accuracy = path_accuracy(arguments, trained)
-    for limit in map(float, arguments.limits.split(",")):
-        for name in arguments.recipes.split(","):
-            if (arguments.seed, name, limit, unit) in known:
-                continue
-            started, recipe, budget = time.monotonic(), short(name, arguments), Budget(model, limit)
-            with Reporter() as reporter:
-                result = run(
-                    arguments, budget, recipe, f"{name}-{limit:g}{unit.split()[0]}", weights=weights, progress=reporter
-                )
-            judge = accuracy if recipe.num_epochs == 0 else path_accuracy(arguments, result)
-            found = {"": recipe.derivation, "+scored": SampleAndScore(num_samples=30)}
-            for suffix, derivation in found.items() if recipe.num_epochs else [("", recipe.derivation)]:
-                best = next(derivation(Finished(result.probabilities, judge, arguments.seed), budget))
-                code = code_of(space, best)
-                record(
-                    {
-                        "stage": "search", "seed": arguments.seed, "recipe": name + suffix,
-                        "limit": limit, "unit": unit,
-                        "architecture": code, "cost": model.exact_ms(best), "accuracy": truth.mean_acc[code],
-                        "seconds": time.monotonic() - started,
-                    }
-                )  # fmt: skip
+    known = {(row["seed"], row["recipe"], row["limit"], row["unit"]) for row in rows("search")}
+    for limit, name in itertools.product(map(float, arguments.limits.split(",")), arguments.recipes.split(",")):
+        if (arguments.seed, name, limit, unit) in known:
+            continue
+        started, recipe, budget = (
+            time.monotonic(),
+            short(name, arguments, len(trained.data.train)),
+            Budget(model, limit),
+        )
+        probabilities = searched(trained, name, recipe, budget, arguments)
+        took = time.monotonic() - started
+        found = {name: recipe.derivation}
+        if recipe.num_epochs:
+            found |= {f"{name}+scored": SampleAndScore(num_samples=NUM_SCORED)}
+        for label, derivation in found.items():
+            best = next(derivation(Finished(probabilities, trained.accuracy, arguments.seed), budget))
+            code = code_of(space, best)
+            record(
+                {
+                    "stage": "search", "seed": arguments.seed, "recipe": label, "limit": limit, "unit": unit,
+                    "architecture": code, "cost": model.exact_ms(best), "accuracy": truth.mean_acc[code],
+                    "seconds": took,
+                }
+            )  # fmt: skip
+
+
+def searched(
+    trained: Trained, label: str, recipe: Recipe, budget: Budget, arguments: argparse.Namespace
+) -> dict[str, torch.Tensor]:
+    """Final probabilities of a search that starts from the trained supernet; uniform ones without a step."""
+    if not recipe.num_epochs:
+        return {
+            choice.name: torch.full((len(choice.options),), 1 / len(choice.options))
+            for choice in budget.model.space.choices
+        }
+    folder = RunFolder(
+        FOLDER / f"search-{arguments.seed}-{label.replace(':', '-')}-{budget.max_ms:g}-{arguments.steps}"
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    data = trained.data
+    if recipe.weight_share == 1:  # even so it must not see the images that judge
+        data = replace(data, train=trained.accuracy.accuracy.weight_images)
+    with Reporter() as reporter:
+        found = search(
+            budget, data, recipe, folder, seed=arguments.seed, compute=compute_of(arguments),
+            weights=trained.supernet.state_dict(), progress=reporter,
+        )  # fmt: skip
+    shutil.rmtree(folder.path)
+    return found.probabilities
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -157,48 +223,57 @@ def mac_model() -> LatencyModel:
     return LatencyModel(space, tuple(np.asarray([macs(s) / 1e6 for s in layer.signatures]) for layer in space.layers))
 
 
-def short(name: str, arguments: argparse.Namespace) -> Recipe:
-    """A recipe for weights that are already trained; training-free ones only derive."""
-    takes = inspect.signature(getattr(import_module(f"hwnas.recipes.{name}"), name)).parameters
-    settings: dict[str, Any] = {"num_epochs": arguments.search_epochs, "batch_size": arguments.batch_size}
-    if "arch_lr" not in takes:  # nothing but weights would move
-        return replace(create_recipe(name, **(settings | {"num_epochs": 0})), weight_share=0.9)
-    recipe = create_recipe(name, **settings, arch_lr=0.05)
-    return replace(recipe, weight_share=0.9, weight_lr=Cosine(0.01))
+def short(label: str, arguments: argparse.Namespace, num_images: int) -> Recipe:
+    """A recipe for weights that are already trained; training-free ones only derive.
 
-
-def run(
-    arguments: argparse.Namespace,
-    budget: Budget,
-    recipe: Recipe,
-    name: str,
-    *,
-    weights: dict[str, Any] | None = None,
-    progress: Progress,
-) -> SearchResult:
-    """Searches in a folder of its own, on a tenth of the images for the architecture."""
-    settings = f"epochs{recipe.num_epochs}-batch{recipe.batch_size}-seed{arguments.seed}"
-    folder = RunFolder(FOLDER / f"{name}-{settings}")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    compute = Compute(device=arguments.device, num_workers=arguments.workers)
-    return search(
-        budget, images(arguments), replace(recipe, weight_share=0.9), folder,
-        seed=arguments.seed, compute=compute, weights=weights, progress=progress,
-    )  # fmt: skip
-
-
-def images(arguments: argparse.Namespace) -> ImageData:
-    """CIFAR-10; its own test images, which the table's accuracies are of, stay unseen."""
-    return load_data(f"npz:{arguments.data}", resolution=32, seed=arguments.seed)
-
-
-def path_accuracy(arguments: argparse.Namespace, result: SearchResult) -> PathAccuracy:
-    """Scores paths on training images that trained no weights."""
-    assert result.arch_images is not None
-    compute = Compute(device=arguments.device)
-    return PathAccuracy(
-        result.supernet, result.weight_images, result.arch_images, compute, arguments.seed, max_images=arguments.images
+    Each gets the same number of passes of an image through an option, and logits that may move as far.
+    """
+    name, _, setting = label.partition(":")
+    if not OPTIONS_RUN[label]:
+        recipe = create_recipe(name, num_epochs=0)
+        return replace(recipe, derivation=EVOLUTION) if isinstance(recipe.derivation, Evolution) else recipe
+    steps = arguments.steps // OPTIONS_RUN[label]
+    key, _, value = setting.partition("=")
+    given = {key: int(value) if value.isdigit() else value} if key else {}
+    recipe = create_recipe(name, batch_size=SEARCH_BATCH, arch_lr=FARTHEST / steps, **given)
+    if isinstance(recipe.scheme, Alternating | Reinforce):
+        recipe = replace(recipe, scheme=replace(recipe.scheme, warm_up=0.0, every=1))
+    steps_per_epoch = int(num_images * WEIGHT_SHARE) // SEARCH_BATCH
+    share = WEIGHT_SHARE if recipe.scheme.needs_arch_split else 1.0
+    return replace(
+        recipe, num_epochs=steps / steps_per_epoch, weight_share=share, weight_lr=Cosine(0.01), grad_clip=5.0
     )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Accuracies of paths, kept in a file, as they are asked for again and again."""
+
+    accuracy: PathAccuracy
+    path: Path
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Accuracy with the supernet's weights."""
+        known = {row["id"]: row["accuracy"] for row in read(self.path)}
+        if architecture.id not in known:
+            known[architecture.id] = self.accuracy(architecture)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"id": architecture.id, "accuracy": known[architecture.id]}) + "\n")
+        return float(known[architecture.id])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained supernet, its images, and the accuracy of its paths on those that trained no weights."""
+
+    data: ImageData
+    supernet: Supernet
+    accuracy: Kept
+
+
+def compute_of(arguments: argparse.Namespace) -> Compute:
+    """Where to run."""
+    return Compute(device=arguments.device, num_workers=arguments.workers)
 
 
 def code_of(space: SearchSpace, architecture: Architecture) -> str:
@@ -227,9 +302,12 @@ def record(row: dict[str, Any]) -> None:
 
 def rows(stage: str) -> list[dict[str, Any]]:
     """The results that were kept."""
-    path = FOLDER / "results.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if row["stage"] == stage]
+    return [row for row in read(FOLDER / "results.jsonl") if row["stage"] == stage]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """A file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 STAGES = {"supernet": supernet, "ranking": ranking, "search": searches, "summary": summary}
