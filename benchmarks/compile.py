@@ -13,9 +13,11 @@ import datetime
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from lines import Lines
 from torch import Tensor, nn
 
 import hwnas
@@ -30,18 +32,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--candidates", type=int, default=9)
+    parser.add_argument("--output", type=Path, help="also write there")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch._dynamo.config.recompile_limit = 1000
     space = hwnas.create_space(arguments.space)
     signatures = dict.fromkeys(s for layer in space.layers for s in layer.signatures if layer.choices)
-    print(f"{datetime.date.today()} {arguments}, torch {torch.__version__}, {torch.get_num_threads()} threads")  # noqa: T201
-    rows = [compared(build_op(s), s.in_shape, arguments) for s in list(signatures)[: arguments.candidates]]
-    for signature, row in zip(signatures, rows, strict=False):
-        show(str(signature), *row)
-    show(f"{len(rows)} candidates", *np.sum(rows, 0))
+    say = Lines(arguments.output)
+    say(f"{datetime.date.today()} {arguments}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    rows = []
+    for signature in list(signatures)[: arguments.candidates]:
+        rows.append(compared(build_op(signature), signature.in_shape, arguments))
+        say(described(str(signature), *rows[-1]))
+    say(described(f"{len(rows)} candidates", *np.sum(rows, 0)))
     median = space.architecture([count // 2 for count in space.num_options])
-    show("a fixed network", *compared(hwnas.Network(space, median), space.input_shape, arguments))
+    say(described("a fixed network", *compared(hwnas.Network(space, median), space.input_shape, arguments)))
 
 
 def compared(
@@ -67,11 +72,13 @@ def seconds(module: Callable[[Tensor], Tensor], images: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def show(name: str, first: float, eager: float, fast: float) -> None:
+def described(name: str, first: float, eager: float, fast: float) -> str:
     """One row."""
     passes = f"pays after {first / (eager - fast):,.0f} passes" if fast < eager else "never pays"
-    print(f"{name:50s} compile {first:6.1f} s  eager {1e3 * eager:7.1f} ms  compiled {1e3 * fast:7.1f} ms  "  # noqa: T201
-          f"ratio {fast / eager:.2f}  {passes}", flush=True)  # fmt: skip
+    return (
+        f"{name:50s} compile {first:6.1f} s  eager {1e3 * eager:7.1f} ms  compiled {1e3 * fast:7.1f} ms  "
+        f"ratio {fast / eager:.2f}  {passes}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Every check that needs a GPU, in one command of less than nine minutes.
 
-Each part runs in a process of its own under a time limit, so that one that hangs or crashes costs only itself.
+Each part runs in processes of its own under a time limit, so that one that hangs or crashes costs only itself. All that
+it writes, and what it prints as PART.log while it runs, comes into the folder $OUT, or else runs/gpu.
 
     pip install --no-deps --no-build-isolation --editable .
-    python benchmarks/gpu.py                 # writes tables, gpu.json and gpu.log to $OUT, or to runs/gpu
+    python benchmarks/gpu.py                 # also writes the table gpu.json
     python benchmarks/gpu.py --parts tables
     python benchmarks/gpu.py --parts nas-bench   # not among the default parts; reads scratch/cifar10.npz and
                                                  # scratch/nas_bench_macro.csv
@@ -13,12 +14,14 @@ Each part runs in a process of its own under a time limit, so that one that hang
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +48,7 @@ Row = tuple[str, str]
 
 
 def correctness(dry: bool, out: Path) -> Iterator[Row]:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-W", "default", *TESTS]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    sys.stdout.write(ended.stdout)
-    # Status 5: nothing was selected.
-    yield "pytest -m gpu", f"{ended.stdout.strip().splitlines()[-1]} (status {ended.returncode})"
-    if ended.returncode:
-        raise HwnasError("a test failed")
+    yield from printed("pytest", ["-m", "pytest", "-m", "gpu", "-rs", "-W", "default", *TESTS], ROOT)
 
 
 def modes(dry: bool, out: Path) -> Iterator[Row]:
@@ -99,32 +96,40 @@ def tensorrt(dry: bool, out: Path) -> Iterator[Row]:
                 yield f"{name} {mode} fp16", f"{timed.ms:.4f} ms, spread {timed.spread:.1%}"
 
 
-def script(name: str, *arguments: object) -> Iterator[Row]:
-    """Runs another benchmark; its printed lines are the result."""
-    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    sys.stdout.write(ended.stdout)
-    for line in ended.stdout.strip().splitlines():
-        yield name.removesuffix(".py"), line
-    if ended.returncode:
-        raise HwnasError(f"{name} ended with status {ended.returncode}")
+def printed(name: str, arguments: Sequence[object], folder: Path) -> Iterator[Row]:
+    """Runs Python there; the lines that it prints are the result, each as it comes."""
+    command = [sys.executable, "-u", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)  # noqa: T201
+            if line.strip():
+                yield name, line.rstrip()
+    if process.returncode:
+        raise HwnasError(f"{name} ended with status {process.returncode}")
+
+
+def script(name: str, out: Path, *arguments: object) -> Iterator[Row]:
+    """Runs another benchmark in the folder of results."""
+    yield from printed(name, [Path(__file__).with_name(f"{name}.py"), *arguments], out)
 
 
 def search_cost(dry: bool, out: Path) -> Iterator[Row]:
-    yield from script("search_cost.py", *(["--dry-run"] if dry else ["--device", "cuda", "--resolution", 224]))
+    plan = ["--dry-run"] if dry else ["--device", "cuda", "--resolution", 224]
+    yield from script("search_cost", out, *plan, "--output", "search-cost.txt")
 
 
 def compilation(dry: bool, out: Path) -> Iterator[Row]:
-    yield from script("compile.py", "--device", "cpu" if dry else "cuda", "--candidates", 1 if dry else 6)
+    plan = ["--device", "cpu" if dry else "cuda", "--candidates", 1 if dry else 6]
+    yield from script("compile", out, *plan, "--output", "compile.txt")
 
 
 def nas_bench(dry: bool, out: Path) -> Iterator[Row]:
     data = ["--data", ROOT / "scratch/cifar10.npz", "--truth", ROOT / "scratch/nas_bench_macro.csv"]
     plan = ["--epochs", 1 if dry else 30, "--batch-size", 256, "--workers", 0 if dry else 12]
     common = [*data, *plan, "--seed", os.environ.get("SEED", "0")]
-    yield from script("nas_bench_macro.py", "ranking", *common, "--networks", 2 if dry else 200)
-    yield from script("nas_bench_macro.py", "search", *common, "--search-epochs", 3, "--images", 4000)
-    yield from script("nas_bench_macro.py", "summary", *data)
+    yield from script("nas_bench_macro", out, "ranking", *common, "--networks", 2 if dry else 200)
+    yield from script("nas_bench_macro", out, "search", *common, "--steps", 1000, "--images", 4000)
+    yield from script("nas_bench_macro", out, "summary", *data)
 
 
 PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
@@ -138,29 +143,40 @@ PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
 }
 """Name -> function and time limit in seconds."""
 
+NUM_LAST_WORDS = 20
+"""Last lines of the log that are shown of a part that failed."""
+
 DEFAULT = ("correctness", "modes", "tensorrt", "search-cost", "tables")
 
 
 def in_process(name: str, dry: bool, out: Path) -> list[Row]:
     """Runs a part in a process of its own; what it found before it failed is kept."""
-    found = out / f"{name}.rows"
+    found, log = out / f"{name}.rows", out / f"{name}.log"
     found.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--dry-run"] if dry else [])]
-    with (out / "gpu.log").open("a") as log:
-        try:
-            code = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=PARTS[name][1],
-                env={**os.environ, "OUT": str(out)},
-            ).returncode
-            ending = [] if code == 0 else [(name, f"FAILED with status {code}; see gpu.log")]
-        except subprocess.TimeoutExpired:
-            ending = [(name, f"FAILED: not done in {PARTS[name][1]} s")]
+    failure = ended(command, log, PARTS[name][1])
     rows = [tuple(json.loads(line)) for line in found.read_text().splitlines()] if found.exists() else []
     found.unlink(missing_ok=True)
-    return rows + ending
+    last_words = log.read_text(errors="replace").splitlines()[-NUM_LAST_WORDS:] if failure else []
+    return rows + [(name, line) for line in ([failure] if failure else []) + last_words]
+
+
+def ended(command: Sequence[str], log: Path, seconds: float) -> str:
+    """Runs a command and all that it starts, for so long at most; returns how it failed, if it did."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OUT": str(log.parent)},
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"FAILED: not done in {seconds:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return f"FAILED with status {code}" if code else ""
 
 
 def main() -> None:
@@ -169,7 +185,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    out = Path(os.environ.get("OUT", "runs/gpu"))
+    out = Path(os.environ.get("OUT", "runs/gpu")).resolve()
     out.mkdir(parents=True, exist_ok=True)
 
     if arguments.inside:
@@ -181,14 +197,16 @@ def main() -> None:
     unknown = set(parts := arguments.parts.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"unknown part '{min(unknown)}'; choose from {', '.join(PARTS)}")
-    found = {name: in_process(name, arguments.dry_run, out) for name in parts}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and the part that runs ends, too
     device = "dry run on the processor" if arguments.dry_run else torch.cuda.get_device_name()
     heading = f"{datetime.date.today()} {device}, torch {torch.__version__}"
-    (out / "gpu.json").write_text(json.dumps({"heading": heading, "parts": found}, indent=1))
     print(heading)  # noqa: T201
-    for rows in found.values():
-        for what, result in rows:
-            print(f"{what:34s} {result}")  # noqa: T201
+    found: dict[str, list[Row]] = {}
+    for name in parts:
+        found[name] = in_process(name, arguments.dry_run, out)
+        (out / "gpu.json").write_text(json.dumps({"heading": heading, "parts": found}, indent=1))
+        for what, result in found[name]:
+            print(f"{what:34s} {result}", flush=True)  # noqa: T201
     sys.exit(any("FAILED" in result for rows in found.values() for _, result in rows))
 
 

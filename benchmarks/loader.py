@@ -16,8 +16,10 @@ import contextlib
 import datetime
 import itertools
 import time
+from pathlib import Path
 
 import torch
+from lines import Lines
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16")
     parser.add_argument("--randaugment", action="store_true", help="augment with RandAugment, too")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
+    parser.add_argument("--output", type=Path, help="also write there")
     parser.add_argument("--dry-run", action="store_true", help="one batch of each, to see that it runs")
     arguments = parser.parse_args()
     seconds = 0.0 if arguments.dry_run else arguments.seconds
@@ -99,18 +102,19 @@ def main() -> None:
     if compute.place.type == "cuda":
         device = f"{torch.cuda.get_device_name(compute.place)}, {device}"
     images = f"{arguments.data}: {len(data.train)} images at {data.resolution}, batch {arguments.batch_size}"
-    print(f"{datetime.date.today()} {device}, torch {torch.__version__}; {images}")  # noqa: T201
+    say = Lines(arguments.output)
+    say(f"{datetime.date.today()} {device}, torch {torch.__version__}; {images}")
     speeds: dict[int, float] = {}
     for workers in map(int, arguments.workers.split(",")):
         extra = randaugment() if arguments.randaugment else None
         stream = BatchStream(data.train, arguments.batch_size, seed=0, extra=extra, num_workers=workers)
         speeds[workers] = loader_speed(stream, seconds)
-        print(f"loader, {workers} workers: {speeds[workers]:.0f} images/s", flush=True)  # noqa: T201
+        say(f"loader, {workers} workers: {speeds[workers]:.0f} images/s")
     step = step_speed(network, compute, arguments.batch_size, data, seconds)
-    print(f"training step, {arguments.network}, {arguments.precision}: {step:.0f} images/s")  # noqa: T201
+    say(f"training step, {arguments.network}, {arguments.precision}: {step:.0f} images/s")
     best = max(speeds, key=lambda workers: speeds[workers])
     slower, ratio = ("loader", step / speeds[best]) if speeds[best] < step else ("training step", speeds[best] / step)
-    print(f"bottleneck: the {slower}, {ratio:.1f} times slower than the other (loader at its best, {best} workers)")  # noqa: T201
+    say(f"bottleneck: the {slower}, {ratio:.1f} times slower than the other (loader at its best, {best} workers)")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from lines import Lines
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -220,18 +221,15 @@ def main() -> None:
     on_gpu = compute.place.type == "cuda"
     device = torch.cuda.get_device_name(compute.place) if on_gpu else cpu_name()
     images = f"batch {arguments.batch_size} of {'x'.join(map(str, space.input_shape))}"
-    lines = [
+    say = Lines(arguments.output)
+    say(
         f"{datetime.date.today()} {device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{compute.precision}, {images}, {rounds} rounds",
-        f"python {' '.join(sys.argv)}",
-    ]
-    print(*lines, sep="\n")  # noqa: T201
+        f"{compute.precision}, {images}, {rounds} rounds"
+    )
+    say(f"python {' '.join(sys.argv)}")
     for variant in (space, *(with_candidates(space, count) for count in counts)):
         for line in compare(variant, compute, batch, rounds):
-            lines.append(line)
-            print(line, flush=True)  # noqa: T201
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+            say(line)
 
 
 if __name__ == "__main__":

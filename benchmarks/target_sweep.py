@@ -6,7 +6,8 @@
 
 Between the searches nothing changes but the target. Every derived network is exported and, when all searches are
 done, measured once more on the device of the table, which is what is judged: at most 1.01 and at least 0.95 of the
-target. Leave the machine alone while this runs.
+target. Beside it stands whether the space has any network that the table predicts there. Leave the machine alone while
+this runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lines import Lines
 
 import hwnas
 from hwnas.console import Reporter
+from hwnas.latency.budget import solve
 from hwnas.latency.device import Device
+from hwnas.search.target import DerivationRound
 from hwnas.steps import profiler_of, search_run
 
 POSITIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -38,47 +42,66 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/target-sweep"))
+    parser.add_argument("--output", type=Path, default=Path("runs/target-sweep"), help="folder of runs and results.txt")
     parser.add_argument("--dry-run", action="store_true", help="one epoch, a short table")
     arguments = parser.parse_args()
+    if arguments.dry_run:
+        arguments.output, arguments.epochs = arguments.output / "dry-run", 1
 
-    arguments.output = arguments.output / "dry-run" if arguments.dry_run else arguments.output
     space = hwnas.create_space(arguments.space)
-    path = arguments.table or arguments.output / "table.csv"
-    with Reporter() as reporter:
-        if not path.exists():
-            plan = {"num_networks": 8, "num_rounds": 4} if arguments.dry_run else {}
-            hwnas.profile(space, hwnas.create_profiler("onnxruntime"), output=path, progress=reporter, **plan)
-        table = hwnas.LatencyTable.load(path)
-        model = hwnas.LatencyModel.from_table(space, table)
-        low, high = hwnas.feasible_range_ms(model)
-        targets = [float(f"{low + position * (high - low):.4g}") for position in POSITIONS]
-        epochs = 1 if arguments.dry_run else arguments.epochs
-        found = [
-            search_run(
-                space, table, arguments.output / f"target-{target}", data=arguments.data, max_ms=target,
-                recipe=arguments.recipe, seed=arguments.seed, progress=reporter,
-                recipe_arguments={"num_epochs": epochs, "batch_size": arguments.batch_size},
-                resume=(arguments.output / f"target-{target}" / "run.json").exists(),
-            )
-            for target in targets
-        ]  # fmt: skip
-    device = Device(profiler_of(table), table)
-    print(f"{datetime.date.today()} {table.environment}; space {space.name}, data {arguments.data}, recipe "  # noqa: T201
-          f"{arguments.recipe}, {epochs} epochs, seed {arguments.seed}, torch {torch.__version__}")  # fmt: skip
-    print(f"reachable {low:.4g} to {high:.4g} ms; table: {model.error}")  # noqa: T201
-    print("target ms  predicted  measured  measured/target  derivations  judged")  # noqa: T201
+    table = table_of(space, arguments)
+    model = hwnas.LatencyModel.from_table(space, table)
+    low, high = hwnas.feasible_range_ms(model)
+    targets = [float(f"{low + position * (high - low):.4g}") for position in POSITIONS]
+    found = [searched(space, table, target, arguments) for target in targets]
+    device, say = Device(profiler_of(table), table), Lines(arguments.output / "results.txt")
+    say(
+        f"{datetime.date.today()} {table.environment}; space {space.name}, data {arguments.data}, recipe "
+        f"{arguments.recipe}, {arguments.epochs} epochs, seed {arguments.seed}, torch {torch.__version__}"
+    )
+    say(f"reachable {low:.4g} to {high:.4g} ms; table: {model.error}")
+    say(f"target ms  predicted  measured  measured/target  derivations  judged      predicted {BELOW} to 1 of it")
     ratios = []
     for target, rounds in zip(targets, found, strict=True):
-        architecture = rounds[-1].architecture
-        network = hwnas.Network(space, architecture).eval()
+        network = hwnas.Network(space, rounds[-1].architecture).eval()
         ms = device.measure(network, space, limit_ms=target).ms
         ratios.append(ms / target)
         judged = "met" if BELOW <= ratios[-1] <= ABOVE else "ABOVE" if ratios[-1] > ABOVE else "BELOW"
-        print(  # noqa: T201
-            f"{target:9.4g}  {rounds[-1].predicted_ms:9.4g}  {ms:8.4g}  {ratios[-1]:15.3f}  {len(rounds):11d}  {judged}"
+        allows = "some network" if has_network(model, BELOW * target, target) else "NO network of the space"
+        say(
+            f"{target:9.4g}  {rounds[-1].predicted_ms:9.4g}  {ms:8.4g}  {ratios[-1]:15.3f}  {len(rounds):11d}  "
+            f"{judged:10s}  {allows}"
         )
-    print(f"within {BELOW} to {ABOVE}: {np.mean([BELOW <= r <= ABOVE for r in ratios]):.0%}")  # noqa: T201
+    say(f"within {BELOW} to {ABOVE}: {np.mean([BELOW <= r <= ABOVE for r in ratios]):.0%}")
+
+
+def table_of(space: hwnas.SearchSpace, arguments: argparse.Namespace) -> hwnas.LatencyTable:
+    """The table that was given, or one that is measured first."""
+    path = arguments.table or arguments.output / "table.csv"
+    if not path.exists():
+        plan = {"num_networks": 8, "num_rounds": 4} if arguments.dry_run else {}
+        with Reporter() as reporter:
+            hwnas.profile(space, hwnas.create_profiler("onnxruntime"), output=path, progress=reporter, **plan)
+    return hwnas.LatencyTable.load(path)
+
+
+def searched(
+    space: hwnas.SearchSpace, table: hwnas.LatencyTable, target: float, arguments: argparse.Namespace
+) -> list[DerivationRound]:
+    """The derivations of one search; goes on with one that was interrupted."""
+    output = arguments.output / f"target-{target}"
+    with Reporter() as reporter:
+        return search_run(
+            space, table, output, data=arguments.data, max_ms=target, recipe=arguments.recipe, seed=arguments.seed,
+            recipe_arguments={"num_epochs": arguments.epochs, "batch_size": arguments.batch_size},
+            resume=(output / "run.json").exists(), progress=reporter,
+        )  # fmt: skip
+
+
+def has_network(model: hwnas.LatencyModel, min_ms: float, max_ms: float) -> bool:
+    """Whether some network is predicted to take that long."""
+    scores = np.zeros((len(model.space.choices), max(model.space.num_options)))
+    return next(solve(model, scores, min_ms=min_ms, max_ms=max_ms), None) is not None
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def train(
     with Reporter() as reporter:
         train_run(
             folder, data=data, options=options, compute=how, checkpoint_seconds=checkpoint_seconds,
-            progress=reporter,
+            progress=reporter, say=say,
         )  # fmt: skip
     if is_first_rank():
         document = read_json(folder.file("training.json"))

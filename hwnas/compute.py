@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import MemoryExhaustedError, UsageError
+from hwnas.memory import mib
 
 Precision = Literal["fp32", "bf16"]
 
@@ -70,7 +71,12 @@ class Compute:
             raise UsageError(f"device '{name}' is unknown; expected cpu, cuda, cuda:N or auto.") from error
         if place.type not in ("cpu", "cuda"):
             raise UsageError(f"device '{name}' cannot train here; expected cpu, cuda, cuda:N or auto.")
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local, num_local = (int(os.environ.get(n, d)) for n, d in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
+        if place.type == "cuda" and place.index is not None and num_local > 1:
+            raise UsageError(
+                f"device '{name}' would be shared by all {num_local} processes of this machine; expected one GPU "
+                "for each. Use --device cuda, with which every process takes the GPU of its local rank."
+            )
         return torch.device("cuda", local) if name == "cuda" else place
 
     @property
@@ -116,8 +122,12 @@ class Compute:
         return torch.autocast(self.place.type, dtype=torch.bfloat16)
 
     @contextlib.contextmanager
-    def memory_guard(self, batch_size: int, predicted_bytes: int | None = None) -> Iterator[None]:
+    def memory_guard(self, batch_size: int, predicted_bytes: Callable[[], int | None]) -> Iterator[None]:
         """Turns an exhausted GPU into an error that says what would fit.
+
+        Args:
+            batch_size: Of all ranks together.
+            predicted_bytes: What is needed in all; asked when it is not there.
 
         Raises:
             MemoryExhaustedError: Inside the block the device ran out of memory.
@@ -125,8 +135,25 @@ class Compute:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            need = "" if predicted_bytes is None else f", predicted need {predicted_bytes / 2**20:,.0f} MiB"
+            predicted = predicted_bytes()
+            need = "" if predicted is None else f", predicted need {mib(predicted)} MiB"
             raise MemoryExhaustedError(
                 f"{self.place} is out of memory at batch size {batch_size} in {self.accumulate} part(s){need}. "
                 "Use a smaller --batch-size, --accumulate 2 or more, --precision bf16, or --checkpoint-activations."
             ) from error
+
+
+@contextlib.contextmanager
+def evaluation_guard(device: torch.device, batch_size: int) -> Iterator[None]:
+    """Turns a GPU that an evaluation exhausts into an error that says what would fit.
+
+    Raises:
+        MemoryExhaustedError: Inside the block the device ran out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryExhaustedError(
+            f"{device} is out of memory while {batch_size} images at a time are evaluated. Free it of other programs, "
+            "evaluate fewer at a time (in a training they follow --batch-size), or go on with --device cpu."
+        ) from error

@@ -107,7 +107,8 @@ def figures_line(figures: Figures) -> str:
     texts: dict[str, Callable[[float], str]] = {
         **dict.fromkeys(("weight_loss", "loss"), "loss {:.2f}".format),
         **dict.fromkeys(("weight_accuracy", "accuracy"), "acc {:.1%}".format),
-        "expected_ms": lambda ms: f"{_short(ms)}{target} ms",
+        "best_accuracy": "best acc {:.1%}".format,
+        **dict.fromkeys(("expected_ms", "exact_ms"), lambda ms: f"{_short(ms)}{target} ms"),
         "entropy": "entropy {:.2f}".format,
         "images_per_second": lambda speed: f"{_short(speed)} images/s",
         "memory_mib": lambda mib: f"{mib:.0f} MiB" if mib < 10_000 else f"{mib / 1024:.1f} GiB",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -20,14 +21,27 @@ BUCKET_BYTES = 25 * 2**20
 """Gradients travel in pieces of this size. Source: the default of DistributedDataParallel."""
 
 
+_ALONE = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block this process is as if there were no other, so that a single rank can go through a step."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def rank() -> int:
     """Number of this process, 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _ALONE.get() else 0
 
 
 def world_size() -> int:
     """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _ALONE.get() else 1
 
 
 def expected_ranks() -> int:

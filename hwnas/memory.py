@@ -21,6 +21,19 @@ class Peak:
     """
 
     bytes = 0
+    _storages: Storages | None = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is allocated on the processor inside this block does not count, such as images that are read."""
+        if self._storages is None:
+            yield
+            return
+        self._storages.paused = True
+        try:
+            yield
+        finally:
+            self._storages.paused = False
 
 
 @contextlib.contextmanager
@@ -44,6 +57,7 @@ def measured_peak(device: torch.device) -> Iterator[Peak]:
         peak.bytes = torch.cuda.max_memory_allocated(device) - start
     else:
         with Storages() as storages:
+            peak._storages = storages
             yield peak
         peak.bytes = storages.rise_bytes
 
@@ -63,6 +77,7 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = self._start_bytes = self._peak_bytes = 0
+        self.paused = False
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @property
@@ -76,7 +91,7 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = self.compute(func, args, kwargs or {})
-        if returns_new(func):  # what works in place, or returns a view, makes no storage
+        if returns_new(func) and not self.paused:  # what works in place, or returns a view, makes no storage
             for tensor in result if isinstance(result, list | tuple) else (result,):
                 if isinstance(tensor, Tensor):
                     self._follow(tensor.untyped_storage())

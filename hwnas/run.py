@@ -30,6 +30,7 @@ class RunFolder:
     run.json              what was asked for: space, table, limit, recipe, data, seed; and how it was computed
     search.jsonl          the search, step by step
     search.pt             its checkpoint
+    scores.jsonl          accuracies of its paths, where the derivation asks for some
     derivation.json       architectures tried against the limit, and what they measured
     architecture.json     the result
     training.jsonl, .pt   training of the result
@@ -50,7 +51,7 @@ class RunFolder:
     def create(
         cls, path: Path | str, config: Mapping[str, Any], *, resume: bool, how: Mapping[str, Any] | None = None
     ) -> RunFolder:
-        """Starts a run, or goes on with one that was asked for in the same words.
+        """Starts a run, or goes on with one that was asked for in the same words; its images may have moved.
 
         Args:
             path: The folder.
@@ -65,6 +66,8 @@ class RunFolder:
         run = cls(Path(path))
         if run.file("run.json").exists() and run.begun:
             run._check_resumable(config, resume)
+            if run.config != config:
+                write_json(run.file("run.json"), {**run._document(), "config": config})
             return run
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -169,6 +172,13 @@ class RunFolder:
     def _check_resumable(self, config: Mapping[str, Any], resume: bool) -> None:
         stored = self.config
         different = [key for key in sorted({*stored, *config}) if stored.get(key) != config.get(key)]
+        if different == ["data"] and "images" in config:  # the same images elsewhere
+            different = []
+        if different == ["images"]:
+            raise RunError(
+                f"{self.path} was started with other images ({stored.get('images')}) than {config['data']} holds now "
+                f"({config.get('images')}). Restore the files and their names as they were, or choose another output."
+            )
         if different:
             key = different[0]
             raise RunError(

@@ -272,7 +272,7 @@ def test_trained_run(hwnas: Run, run: Path, tmp_path: Path) -> None:
 
     npz, other = write_npz(tmp_path / "data.npz", 10, 7), f"checkpoint {run}/training.pt is of another training"
     hwnas("train", run, "--epochs", 2).failed(1, other, "num_epochs=1", "num_epochs=2", "Delete it to train anew")
-    hwnas(*train, "--data", f"npz:{npz}").failed(1, other, "data=digits", f"data=npz:{npz}")
+    hwnas(*train, "--data", f"npz:{npz}").failed(1, other, "data=training 1438", "data=training 70")
     hwnas(*train, "--batch-size", 10**6).failed(2, "batch size 1000000 is larger than the data set")
     hwnas("train", run, "--epochs", 0).failed(2, "at least 1 epoch", "got 0")
     hwnas("export", run, "--precision", "fp8").failed(2, "exporter 'onnx' has no precision 'fp8'; it takes fp32")

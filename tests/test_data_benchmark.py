@@ -29,11 +29,14 @@ def test_dry_run(
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec.loader.exec_module(script)
+    kept = tmp_path / "kept" / "loader.txt"
     options = f"--resolution {resolution} --workers 0,1 --batch-size 4 --network {network} --device cpu --dry-run"
-    monkeypatch.setattr(sys, "argv", ["loader.py", f"imagefolder:{tmp_path}", *options.split()])
+    monkeypatch.setattr(sys, "argv", ["loader.py", f"imagefolder:{tmp_path}", *options.split(), "--output", str(kept)])
     script.main()
     out = capsys.readouterr().out
+    assert kept.read_text() == out
     loader = max(int(number) for number in re.findall(r"loader, [01] workers: (\d+) images/s", out))
     (step,) = map(int, re.findall(rf"training step, {network}, fp32: (\d+) images/s", out))
     slower = "loader" if loader < step else "training step"

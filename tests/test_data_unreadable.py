@@ -4,7 +4,9 @@ import itertools
 import logging
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +122,66 @@ def test_an_empty_batch_of_an_evaluation_is_passed_over(intact: Path, tmp_path: 
     around: ImageDataset = data.train.subset(np.arange(max(0, position - 2), min(NUM_IMAGES, position + 3)))
     batches = list(evaluation_batches(around, 1))
     assert [len(labels) for _, labels in batches] == [1] * (len(around) - 1)
+
+
+# --- ranks
+
+TEN = 10  # classes, as many as the run has
+
+
+@pytest.fixture(scope="module")
+def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1000 training images of ten classes, each of one colour, all different; and two held-out images a class."""
+    folder = tmp_path_factory.mktemp("ten")
+    for number in range(NUM_IMAGES):
+        for path in (f"train/{number % TEN}", *([f"val/{number % TEN}"] if number < 2 * TEN else [])):
+            (folder / path).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(folder / path / f"{number:03}.ppm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def read_by(ten_classes: Path) -> list[list[set[int]]]:
+    """The images that each of two ranks reads in each of two epochs of a training."""
+    data, found = load_data(f"imagefolder:{ten_classes}", resolution=4), []
+    for rank in (0, 1):
+        stream = BatchStream(data.train, 500, seed=0, rank=rank, num_ranks=2)
+        read = [set(numbers(data, images)) for images, _ in itertools.islice(stream.batches(0), 4)]
+        found.append([read[0] | read[1], read[2] | read[3]])
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", ["one each", "two on one rank", "the same in turn", "held out"])
+def test_the_limit_holds_for_all_ranks_together(
+    case: str,
+    ten_classes: Path,
+    read_by: list[list[set[int]]],
+    run: Path,
+    start_ranks: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    (first, _), (other, other_later) = read_by
+    folder = tmp_path / "data"
+    shutil.copytree(ten_classes, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))
+    broken = {
+        "one each": [min(first), min(other)],
+        "two on one rank": sorted(other)[:2],
+        "the same in turn": [min(first & other_later)],
+        "held out": [3],
+    }[case]
+    for number in broken:
+        path = folder / ("val" if case == "held out" else "train") / f"{number % TEN}" / f"{number:03}.ppm"
+        path.unlink()
+        path.write_text("text")
+    command = ["train", run, "--data", f"imagefolder:{folder}", "--epochs", 2, "--batch-size", 500, "--device", "cpu"]
+    ended = [rank.end() for rank in start_ranks(*command)]
+    if case == "the same in turn":
+        assert [code for code, _ in ended] == [0, 0], "one file is one, whoever finds it"
+        return
+    of = "1 of 20" if case == "held out" else "2 of 1000"
+    for code, words in ended:
+        assert code == 1
+        assert f"error: {of} images cannot be read, expected at most 0.1%: " in words
+        assert all(f"{number:03}.ppm" in words.partition("error: ")[2] for number in broken)
+    assert "".join(words for _, words in ended).count("Until then it is left out") == len(broken)

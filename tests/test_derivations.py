@@ -21,6 +21,7 @@ from hwnas.search.derivations import Argmax, Evolution, MostProbableWithinBudget
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import BandSampler, log_probabilities
 from hwnas.space import Architecture, Choice, LayerSpec, OpSignature, SearchSpace, create_space, macs
+from hwnas.testing.search_contracts import check_derivation
 from hwnas.testing.toys import analytic_ms, toy_space
 
 
@@ -63,6 +64,7 @@ def depth_model() -> LatencyModel:
 MODELS = {
     "chain": chain_model(),
     "coupled": coupled_model(),
+    "depth": depth_model(),
     "tiny-mbconv": analytic_model(create_space("tiny-mbconv")),
     "nas-bench-macro": analytic_model(create_space("nas-bench-macro")),
 }
@@ -120,26 +122,14 @@ def smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL_EVOLUTION = Evolution(population=8, generations=3, num_parents=3, num_mutations=3, num_crossovers=3)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "derivation",
     [Argmax(), MostProbableWithinBudget(), SampleAndScore(10), SMALL_EVOLUTION, replace(SMALL_EVOLUTION, floor=0.9)],
     ids=["argmax", "most probable", "samples", "evolution", "evolution with a floor"],
 )
-def test_every_architecture_keeps_the_limit_and_none_comes_twice(
-    derivation: Derivation, name: str, share: float
-) -> None:
-    model = MODELS[name]
-    accuracy, budget = Additive(model.space), Budget(model, between(model, share))
-    finished = Finished(random_probabilities(model.space), accuracy if derivation.evaluates else never)
-    derived = list(itertools.islice(derivation(finished, budget), 4))
-    assert derived
-    assert all(model.exact_ms(a) <= budget.max_ms for a in derived)
-    assert len(set(map(model.space.operators, derived))) == len(derived)
-    assert len(set(accuracy.asked)) == len(accuracy.asked)  # evaluations are costly
-    tightened = Budget(model, max(0.97 * budget.max_ms, feasible_range_ms(model)[0]))
-    assert model.exact_ms(next(derivation(finished, tightened))) <= tightened.max_ms
+def test_contract(derivation: Derivation, name: str) -> None:
+    check_derivation(derivation, MODELS[name])
 
 
 @pytest.mark.parametrize("model", [chain_model(num_layers=3), coupled_model()], ids=["chain", "coupled"])

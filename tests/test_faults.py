@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import locale
-import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -231,23 +229,23 @@ class Hangs(AnalyticProfiler):
 """
 
 
-def test_a_hanging_operator_costs_the_command_line_a_timeout_and_no_more(packages: Any, tmp_path: Path) -> None:
+def test_a_hanging_operator_costs_the_command_line_a_timeout_and_no_more(
+    packages: Any, hwnas: Any, small: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path
+) -> None:
     packages.add("hanging", {"hangs": "hanging:Hangs"}, source=HANGS)
-    arguments = ["--space", "tiny-mbconv", "--resolution", "16", "--width", "0.25", "--profiler", "hangs"]
-    plan = ["--networks", "3", "--rounds", "2", "--timeout", "5", "--output", str(tmp_path / "t.csv")]
-    ended = subprocess.run(
-        [sys.executable, "-m", "hwnas", "profile", *arguments, *plan],
-        env=os.environ | {"PYTHONPATH": str(packages.folder)}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(packages.folder))  # of the process that sweeps
+    plan = ["--networks", 3, "--rounds", 2, "--timeout", 3, "--output", tmp_path / "t.csv"]
+    ended = hwnas("profile", *small, "--profiler", "hangs", *plan)
     hanging = "mbconv k5 e3 s2 8x8x8 -> 16x4x4"
     entries = LatencyTable.load(tmp_path / "t.csv").entries
     assert [str(s) for s, entry in entries.items() if not entry.usable] == [hanging]
-    assert f"gave up '{hanging}': no answer for 5 s" in ended.stdout
-    assert ended.returncode == 1
-    assert f"lacks 1 of {len(entries)} signatures" in ended.stderr
+    assert f"gave up '{hanging}': no answer for 3 s" in ended.out
+    assert ended.code == 1
+    assert f"lacks 1 of {len(entries)} signatures" in capfd.readouterr().err
 
 
 SLOW = """
+import os
 import time
 from hwnas.testing.toys import AnalyticProfiler
 
@@ -257,7 +255,7 @@ class Slow(AnalyticProfiler):
         inner = session.time_ms
 
         def slowly(*, budget_ms):
-            time.sleep(0.02)
+            time.sleep(float(os.environ.get("SLOW_SECONDS", 0)))
             return inner(budget_ms=budget_ms)
 
         session.time_ms = slowly
@@ -266,17 +264,17 @@ class Slow(AnalyticProfiler):
 
 
 def test_a_sweep_whose_parent_is_killed_ends_and_can_be_resumed(
-    packages: Any, hwnas: Any, wait_for: Callable[[Callable[[], bool]], None], tmp_path: Path
-) -> None:
+    packages: Any, hwnas: Any, start_process: Any, small: list[str], wait_for: Callable[[Callable[[], bool]], None],
+    tmp_path: Path,
+) -> None:  # fmt: skip
     packages.add("slowly", {"slow": "slowly:Slow"}, source=SLOW)
-    arguments = ["profile", "--space", "tiny-mbconv", "--resolution", "16", "--width", "0.25", "--profiler", "slow"]
-    arguments += ["--networks", "3", "--rounds", "10", "--output", str(tmp_path / "t.csv")]
+    arguments = ["profile", *small, "--profiler", "slow", "--networks", 3, "--rounds", 10]
+    arguments += ["--output", tmp_path / "t.csv"]
     journal = tmp_path / "t.partial.jsonl"
-    command = [sys.executable, "-m", "hwnas", *arguments, "--timeout", "60"]
-    environment = os.environ | {"PYTHONPATH": str(packages.folder)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as parent:
-        wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 20)
-        parent.kill()
+    environment = {"PYTHONPATH": str(packages.folder), "SLOW_SECONDS": "0.02"}
+    parent = start_process("parent", environment, *arguments, "--timeout", 60)
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 20)
+    parent.kill(signal.SIGKILL)
     wait_for(lambda: not _locked(journal))
     kept = journal.read_bytes().count(b"\n")
     assert kept < 10 * 26

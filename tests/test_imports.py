@@ -21,6 +21,7 @@ SHARED = {
     "files",
     "plugins",
     "memory",
+    "rehearsal",
     "metrics",
     "checkpoint",
     "compute",

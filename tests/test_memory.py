@@ -110,6 +110,17 @@ def test_a_peak_counts_the_backward_pass_but_not_what_was_there() -> None:
     assert peak.bytes == 4 * (1000 + 1 + 1 + 1000)
 
 
+def test_a_peak_does_not_count_what_is_made_while_it_is_paused() -> None:
+    with measured_peak(CPU) as peak:
+        first = torch.zeros(100)
+        with peak.paused():
+            images = torch.zeros(1000)
+        second = images + 1
+    assert peak.bytes == 4 * (100 + 1000)
+    assert len(first) + len(images) == 1100
+    assert len(second) == 1000
+
+
 def test_a_peak_ends_when_the_block_does() -> None:
     with measured_peak(CPU) as peak:
         kept = torch.zeros(10)
@@ -225,6 +236,7 @@ def test_dry_run_of_the_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(path.parent)
     monkeypatch.setitem(sys.modules, "search_cost", script)
     spec.loader.exec_module(script)
     monkeypatch.setattr(sys, "argv", ["search_cost.py", "--dry-run"])

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from hwnas.recipes import create_recipe
+from hwnas.search.derivations import Argmax
+from hwnas.search.regularizers import HingeLatency
+from hwnas.search.relaxations import Softmax
+from hwnas.search.schemes import Alternating
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +77,7 @@ def test_the_python_example_runs(folder: Path) -> None:
 
 
 def test_the_example_of_a_device_keeps_the_profiler_contract(tmp_path: Path) -> None:
-    (example,) = blocks("CONTRIBUTING.md", "python")
+    example, _ = blocks("CONTRIBUTING.md", "python")
     assert len(example.splitlines()) <= 20
     session = (
         "from hwnas.plugins import create_profiler\n"
@@ -98,6 +102,12 @@ def test_the_example_of_a_device_keeps_the_profiler_contract(tmp_path: Path) -> 
     )
     run([sys.executable, "-c", check], tmp_path, PYTHONPATH=str(tmp_path))
     assert "my-device" in run(["hwnas", "list", "profilers"], tmp_path, PYTHONPATH=str(tmp_path))
+
+
+def test_the_example_of_checks_runs() -> None:
+    _, example = blocks("CONTRIBUTING.md", "python")
+    mine = {"MyRelaxation": Softmax, "MyScheme": Alternating, "MyTerm": HingeLatency, "MyDerivation": Argmax}
+    exec(example, mine)
 
 
 def test_the_documents_name_files_that_exist() -> None:

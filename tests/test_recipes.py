@@ -16,6 +16,9 @@ from hwnas.checkpoint import load_checkpoint
 from hwnas.data import load_data
 from hwnas.errors import DataError, RunError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+from hwnas.metrics import read_log
 from hwnas.recipes import create_recipe, recipe_names
 from hwnas.run import RunFolder
 from hwnas.search.gradients import FirstOrder, Unrolled
@@ -87,6 +90,9 @@ def test_darts_has_two_orders() -> None:
         ("fbnet", {"published": "false"}, "takes published as bool; got 'false'"),
         ("gumbel", {"num_epochs": 0.3}, "takes num_epochs as int; got 0.3"),
         ("gdas", {"arch_lr": "fast"}, "takes arch_lr as float; got 'fast'"),
+        ("fbnet", {"units_per_ms": 1000}, "units_per_ms=1000 has no effect.*--set published=True"),
+        ("proxylessnas", {"units_per_ms": 1000, "published": True, "mode": "reinforce"}, "has no effect"),
+        ("fbnet", {"units_per_ms": -1, "published": True}, "units_per_ms is -1; expected more than 0"),
         ("snas", {"order": 2}, "recipe 'snas' has no argument 'order'; it takes num_epochs"),
     ],
 )
@@ -111,6 +117,23 @@ def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp
         assert together == len(data.train)
 
 
+@pytest.mark.parametrize("name", ["fbnet", "proxylessnas"])
+def test_the_published_term_takes_a_table_below_a_millisecond(
+    name: str, hwnas: Run, small: list[str], table: Path, noise: str, tmp_path: Path
+) -> None:
+    entries = LatencyTable.load(table)
+    model = LatencyModel.from_table(create_space("tiny-mbconv", resolution=16, width=0.25), entries)
+    assert feasible_range_ms(model)[0] < 1
+    share = [] if name == "fbnet" else ["--set", "weight_share=0.8"]
+    command = ["search", *small, "--table", table, "--recipe", name, "--set", "published=True", *share, "--data", noise]
+    command += ["--epochs", 2, "--batch-size", 4, "--output", tmp_path / "run"]
+    hwnas(*command).failed(2, "whose logarithm is not positive", "--set units_per_ms=1000")
+    hwnas(*command[:-1], tmp_path / "us", "--set", "units_per_ms=1000")
+    log = [entry for entry in read_log(tmp_path / "us" / "search.jsonl") if "arch_loss" in entry]
+    assert log
+    assert all(math.isfinite(entry["arch_loss"]) and entry["arch_loss"] > 0 for entry in log)
+
+
 def test_a_recipe_of_ones_own(hwnas: Run, small: list[str], table: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.py"
     file.write_text(MINE)
@@ -118,7 +141,7 @@ def test_a_recipe_of_ones_own(hwnas: Run, small: list[str], table: Path, tmp_pat
     command = ["search", *small, "--table", table, "--recipe", f"{file}:mine", "--set", "paths=all", "--output", run]
     out = hwnas(*command, "--epochs", 1).done()
     assert "predicted peak" in out
-    assert "measured in the first step" in out
+    assert "measured in the first weight step" in out
     assert RunFolder.open(run).config["recipe"]["arguments"] == {"num_epochs": 1, "paths": "all"}
     file.write_text(MINE + "\n# changed\n")
     hwnas(*command, "--epochs", 1, "--resume").failed(1, "another recipe", "Choose another output")

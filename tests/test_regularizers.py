@@ -24,6 +24,7 @@ from hwnas.search.regularizers import (
 )
 from hwnas.search.schedules import Linear
 from hwnas.supernet.gates import Gate
+from hwnas.testing.search_contracts import check_regularizer
 from hwnas.testing.toys import toy_space
 
 REFERENCE_MS = 80.0
@@ -33,7 +34,7 @@ def context(ms: float, *, sampled_ms: float | None = None, progress: float = 0.0
     """A space whose layers cost ``ms`` in all if the first option is taken, at a limit of 80 ms."""
     space = toy_space(num_layers=1)
     layers = [torch.zeros(len(layer.signatures)).double().numpy() for layer in space.layers]
-    layers[1][:] = (ms, ms if sampled_ms is None else sampled_ms, 0.0)
+    layers[1][:] = (ms, ms if sampled_ms is None else sampled_ms, min(ms, REFERENCE_MS / 2))
     model = LatencyModel(space, tuple(layers))
     probabilities = {"layer1": torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)}
     gate = Gate(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True), (1,), hard=True)
@@ -57,6 +58,29 @@ CASES: list[tuple[Regularizer, float, float]] = [
     (PowerLatency(0.1), 2.0, 2.0 * 1.25**0.1),
     (AdaptiveLatency(rate=0.1, penalty=8.0), 2.0, 2.0 + 4.0 * 0.25**2),
 ]
+
+
+@pytest.mark.parametrize(
+    ("term", "idle"),
+    [
+        (AdaptiveLatency(rate=0.1), AdaptiveLatency(rate=0.0)),
+        (AdaptiveLatency(rate=0.1, penalty=8.0), None),
+        (AdditiveLatency(0.1), AdditiveLatency(0.0)),
+        (AdditiveLatency(Linear(0.0, 0.1), relative=True, of="sample"), AdditiveLatency(0.0, relative=True)),
+        (LogLatency(), LogLatency(scale=1.0, power=0.0)),
+        (LogLatency(0.2, 0.3, relative=True, of="probabilities"), LogLatency(1.0, 0.0, relative=True)),
+        (LogLatency(units_per_ms=1000, power_inside=True), None),
+        (HingeLatency(0.4), HingeLatency(0.0)),
+        (AbsoluteLatency(), AbsoluteLatency(0.0)),
+        (PowerLatency(), PowerLatency(0.0)),
+    ],
+)
+def test_contract(term: Regularizer, idle: Regularizer | None) -> None:
+    check_regularizer(term, idle=idle)
+
+
+def test_contract_of_what_is_not_about_latency() -> None:
+    check_regularizer(Entropy(0.1), of_latency=False, idle=Entropy(0.0))
 
 
 @pytest.mark.parametrize(("term", "loss", "expected"), CASES)
@@ -98,8 +122,11 @@ def test_within_the_limit_the_hinge_is_flat_and_the_absolute_term_symmetric() ->
 
 def test_a_logarithm_below_one_unit_is_refused_and_the_unit_can_be_chosen() -> None:
     loss = torch.tensor(2.0, dtype=torch.float64)
-    with pytest.raises(UsageError, match=r"logarithm of a latency of 0.5 units.*units_per_ms=1000"):
-        LogLatency()(loss, context(0.5))
+    for ms, sampled_ms in ((0.5, None), (0.5, 2.0), (2.0, 0.5)):  # also a network that is not drawn now
+        with pytest.raises(UsageError, match=r"take down to 0.5 units.*--set units_per_ms=1000.*it is 1 now"):
+            LogLatency()(loss, context(ms, sampled_ms=sampled_ms))
+    with pytest.raises(UsageError, match="units_per_ms is 0; expected more than 0"):
+        LogLatency(units_per_ms=0)
     # 500 microseconds: 2 * 0.2 * log(500) ** 0.6 = 0.4 * 6.2146 ** 0.6.
     assert value(LogLatency(units_per_ms=1000)(loss, context(0.5))) == pytest.approx(0.4 * 6.214608**0.6)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+from hwnas.recipes import create_recipe
 from hwnas.search.protocols import Relaxation
 from hwnas.search.relaxations import (
     BinaryGates,
@@ -20,9 +22,10 @@ from hwnas.search.relaxations import (
     UniformPath,
     gumbel,
 )
+from hwnas.search.schedules import Linear
 from hwnas.supernet.gates import Gate
-from hwnas.testing.contracts import check_relaxation
-from hwnas.testing.parts import RELAXATIONS
+from hwnas.testing.parts import RELAXATIONS, toy_step
+from hwnas.testing.search_contracts import check_relaxation
 
 SHARP = {"a": nn.Parameter(torch.log(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)))}
 SLOPES = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
@@ -61,7 +64,7 @@ def test_uniform_paths_ignore_the_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     counts = Counter(UniformPath()(SHARP, progress=0, generator=generator)["a"].active[0] for _ in range(3000))
     assert chisquare([counts[i] for i in range(3)], [1000] * 3).pvalue > 1e-3
-    assert UniformPath().probabilities(SHARP["a"]).tolist() == pytest.approx([1 / 3] * 3)
+    assert UniformPath().probabilities(SHARP["a"], progress=0.0).tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_softmax_gradient_and_temperature() -> None:
@@ -73,13 +76,23 @@ def test_softmax_gradient_and_temperature() -> None:
     assert drawn(Softmax(tau=1e6), logits).weights.detach().tolist() == pytest.approx([1 / 3] * 3, abs=1e-5)
 
 
+def test_expected_latency_is_that_of_the_tempered_mixture() -> None:
+    relaxation, found = Softmax(tau=Linear(2.0, 0.5)), []
+    for progress in (0.0, 1.0):
+        step = toy_step(replace(create_recipe("darts"), relaxation=relaxation), progress=progress)
+        context = step.context(step.draw(relaxation))
+        found.append(float(context.expected_ms.detach()))
+        assert found[-1] == pytest.approx(float(context.sampled_ms.detach()))
+    assert found[0] != pytest.approx(found[1])
+
+
 def test_sigmoid_options_do_not_compete() -> None:
     logits = {"a": nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))}
     w = torch.sigmoid(logits["a"].detach())
     torch.testing.assert_close(gradient(Sigmoid(), logits, 0), w * (1 - w) * SLOPES)
     moved = {"a": nn.Parameter(torch.tensor([0.5, 3.0, 2.0], dtype=torch.float64))}
     assert torch.equal(drawn(Sigmoid(), moved).weights[[0, 2]], drawn(Sigmoid(), logits).weights[[0, 2]])
-    assert float(Sigmoid().probabilities(logits["a"].detach()).sum()) == pytest.approx(1.0)
+    assert float(Sigmoid().probabilities(logits["a"].detach(), progress=0.0).sum()) == pytest.approx(1.0)
 
 
 def test_concrete_equals_finite_differences_with_the_noise_held() -> None:

@@ -23,8 +23,21 @@ Run = Callable[..., Any]
 MINE = """
 import hwnas
 
-def mine(*, num_epochs=1, label="", arch_lr=0.05):
-    return hwnas.create_recipe("gumbel", num_epochs=num_epochs, arch_lr=arch_lr)
+def mine(*, num_epochs=1, batch_size=64, label="", arch_lr=0.05):
+    return hwnas.create_recipe("gumbel", num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr)
+"""
+
+MODED = """
+from dataclasses import replace
+from hwnas.testing.toys import AnalyticProfiler
+
+class Moded(AnalyticProfiler):
+    def __init__(self, *, device="right", mode="slow", precision="fp32", batch=1, threads=1):
+        super().__init__(precision=precision, batch=batch, threads=threads)
+        self._arguments = {"device": device, "mode": mode}
+
+    def environment(self):
+        return replace(super().environment(), runtime="moded", arguments=self._arguments)
 """
 
 
@@ -55,7 +68,7 @@ def asked(run: Path) -> Any:
 
 
 def test_the_search_is_repeated_with_everything_that_was_chosen(
-    hwnas: Run, small: list[str], table: Path, searched: Path, tmp_path: Path
+    hwnas: Run, small: list[str], table: Path, searched: Path, noise: str, tmp_path: Path
 ) -> None:
     (tmp_path / "my.py").write_text(MINE)
     first, second = tmp_path / "a run", tmp_path / "second"
@@ -63,11 +76,12 @@ def test_the_search_is_repeated_with_everything_that_was_chosen(
         "search", *small, "--table", table, "--output", first, "--recipe", f"{tmp_path / 'my.py'}:mine",
         "--epochs", 1, "--set", "label='1'", "--set", "arch_lr=1e-2", "--weights-from", searched, "--device", "cpu",
         "--precision", "bf16", "--accumulate", 2, "--checkpoint-activations", "--num-classes", 10, "--seed", 7,
+        "--data", noise, "--batch-size", 16,
     ).done()  # fmt: skip
     hwnas(*again(told(first)["search"], second)).done()
     assert asked(first) == asked(second)
     (config, how), (first_result, second_result) = asked(first), (run / "architecture.json" for run in (first, second))
-    assert config["recipe"]["arguments"] == {"num_epochs": 1, "label": "1", "arch_lr": 0.01}
+    assert config["recipe"]["arguments"] == {"num_epochs": 1, "batch_size": 16, "label": "1", "arch_lr": 0.01}
     assert (config["classes"], config["compute"]) == (10, {"precision": "bf16", "parts": 2})
     assert (how["ranks"], how["compute"]["device"], how["compute"]["checkpoint_activations"]) == (1, "cpu", True)
     assert first_result.read_text() == second_result.read_text()
@@ -76,25 +90,27 @@ def test_the_search_is_repeated_with_everything_that_was_chosen(
 def test_defaults_are_left_out(searched: Path) -> None:
     said = parsed(told(searched)["search"])
     config = RunFolder.open(searched).config
-    assert (said["classes"], said["weights_from"], said["settings"], said["device"]) == (None, None, None, "auto")
+    assert (said["classes"], said["weights_from"], said["settings"], said["device"]) == (None, None, (), "auto")
     assert (said["max_ms"], Path(said["output"])) == (config["max_ms"], searched)
     assert "--head" not in told(searched)["search"]
 
 
-def test_the_profile_is_repeated_with_the_device_and_the_plan(hwnas: Run, small: list[str], tmp_path: Path) -> None:
-    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
-    device = ["--profiler", "torch", "--mode", "eager", "--device", "cpu", "--precision", "bf16", "--batch", 2]
+def test_the_profile_is_repeated_with_the_device_and_the_plan(
+    hwnas: Run, packages: Any, small: list[str], searched: Path, tmp_path: Path
+) -> None:
+    packages.add("moded", {"moded": "moded:Moded"}, source=MODED)
+    first, second, run = tmp_path / "first.csv", tmp_path / "second.csv", tmp_path / "run"
+    device = ["--profiler", "moded", "--device", "left", "--mode", "fast", "--precision", "bf16", "--batch", 2]
     plan = ["--networks", 3, "--rounds", 2, "--seed", 5, "--minutes", 3]
     hwnas("profile", *small, *device, *plan, "--output", first).done()
     hwnas("profile", "--space", "tiny-mbconv", "--resolution", 24, *small[4:], *device, "--networks", 4, "--rounds", 2,
           "--output", first).done()  # fmt: skip
-    run = tmp_path / "run"
-    hwnas("search", *small, "--table", first, "--epochs", 0, "--output", run)
-    line = told(run)["profile"]
-    hwnas(*again(line, second)).done()
+    config = RunFolder.open(searched).config
+    RunFolder.create(run, config | {"table": {"path": str(first), "sha256": ""}}, resume=False)
+    hwnas(*again(told(run)["profile"], second)).done()
     tables = LatencyTable.load(first), LatencyTable.load(second)
     assert tables[0].environment == tables[1].environment
-    assert tables[0].environment.arguments == tables[1].environment.arguments
+    assert tables[1].environment.arguments == {"device": "left", "mode": "fast"}
     (earlier,), repeated = tables[0].provenance["earlier"], tables[1].provenance
     assert earlier["plan"] == repeated["plan"]
     assert repeated["plan"] | {"networks": 3, "rounds": 2, "seed": 5, "minutes": 3.0} == repeated["plan"]
@@ -123,11 +139,12 @@ def test_the_training_is_repeated_with_everything_that_was_chosen(hwnas: Run, ru
     assert repeated == parsed(shlex.join(["hwnas", *map(str, line)]))
 
 
-def test_a_table_that_no_sweep_made_says_how_it_came(hwnas: Run, small: list[str], table: Path, tmp_path: Path) -> None:
+def test_a_table_that_no_sweep_made_says_how_it_came(hwnas: Run, table: Path, searched: Path, tmp_path: Path) -> None:
     merged, run = tmp_path / "merged.csv", tmp_path / "run"
-    hwnas("table", "merge", table, "--output", merged).done()
-    hwnas("search", *small, "--table", merged, "--epochs", 0, "--output", run)
-    assert told(run)["profile"] == f"hwnas table merge {table} --output {merged}"
+    hwnas("table", "merge", table, table, "--output", merged).done()
+    config = RunFolder.open(searched).config
+    RunFolder.create(run, config | {"table": {"path": str(merged), "sha256": ""}}, resume=False)
+    assert told(run)["profile"] == f"hwnas table merge {table} {table} --output {merged}"
 
 
 def test_what_made_something_names_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

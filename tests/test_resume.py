@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Slow(AnalyticProfiler):
         time_ms = session.time_ms
 
         def slowly(*, budget_ms):
-            time.sleep(0.01)
+            time.sleep(0.005)
             with Path(LOG).open("a") as file:
                 file.write("visit\\n")
             return time_ms(budget_ms=budget_ms)
@@ -47,8 +48,9 @@ class Slow(AnalyticProfiler):
 """
 ROUNDS, ITEMS = 6, 26 + 3  # operators and networks
 VISITS = ROUNDS * ITEMS + -(-ROUNDS * ITEMS // 8)  # the reference operator before every eighth
-EPOCHS, STEPS = 3, 3 * 22  # search: 718 // 32 steps an epoch; train: 1437 // 64
-SEARCH, TRAIN = ["--epochs", EPOCHS, "--batch-size", 32], ["--epochs", EPOCHS]
+EPOCHS = 3
+SEARCH_STEPS, TRAIN_STEPS = EPOCHS * 11, EPOCHS * 22  # 718 // 64 an epoch, 1437 // 64
+SEARCH, TRAIN = ["--epochs", EPOCHS, "--batch-size", 64], ["--epochs", EPOCHS]
 OFTEN = ["--checkpoint-seconds", 0.2]
 
 
@@ -132,7 +134,7 @@ def test_torn_last_line_is_cut_off(tmp_path: Path) -> None:
 def assert_same_search(a: Path, b: Path) -> None:
     for name in ("search.jsonl", "architecture.json", "derivation.json"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    assert lines_of(a / "search.jsonl") == STEPS
+    assert lines_of(a / "search.jsonl") == SEARCH_STEPS
     assert_equal(*(torch.load(run / "search.pt", weights_only=True) for run in (a, b)))
 
 
@@ -169,17 +171,17 @@ def test_search(
     command = ["search", *small, "--table", profiled, *SEARCH, *OFTEN, "--output", run]
     process = start(*command)
     log, checkpoint = run / "search.jsonl", run / "search.pt"
-    wait_for(lambda: (checkpoint.exists() and lines_of(log) > STEPS // 4) or process.over)
+    wait_for(lambda: (checkpoint.exists() and lines_of(log) > SEARCH_STEPS // 4) or process.over)
     end(process, kill, "(search: with --resume)")
     assert not (run / "architecture.json").exists()
     step = torch.load(checkpoint, weights_only=True)["step"]
-    assert 0 < step <= lines_of(log) < STEPS
+    assert 0 < step <= lines_of(log) < SEARCH_STEPS
     if kill == signal.SIGINT:
         assert step == lines_of(log), "everything is kept"
 
     hwnas(*command).failed(1, "Pass --resume")
     out = hwnas(*command, "--resume").done()
-    assert f"searching {STEPS}/{STEPS}" in out
+    assert f"searching {SEARCH_STEPS}/{SEARCH_STEPS}" in out
     assert_same_search(run, steady)
 
 
@@ -193,7 +195,7 @@ def test_train(
     wait_for(lambda: (checkpoint.exists() and lines_of(log) > 0) or process.over)
     end(process, kill, "Run the same command again")
     assert not (untrained / "weights.safetensors").exists()
-    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < STEPS
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < TRAIN_STEPS
 
     hwnas(*command).done()
     assert_same_training(untrained, steady)
@@ -203,9 +205,9 @@ class Interruption(Exception):
     """Raised in the middle of work."""
 
 
-def interrupted(work: Callable[..., Any], seed: int, times: int) -> None:
-    """Does the work, interrupted after so many random steps, the last step among them."""
-    for stop in [*sorted(random.Random(seed).sample(range(1, STEPS), times - 1)), STEPS]:
+def interrupted(work: Callable[..., Any], seed: int, num_steps: int) -> None:
+    """Does the work, interrupted after two random steps and after the last."""
+    for stop in [*sorted(random.Random(seed).sample(range(1, num_steps), 2)), num_steps]:
 
         def progress(what: str, done: int, total: int, stop: int = stop) -> None:
             if done == stop:
@@ -223,16 +225,17 @@ def test_search_interrupted_again_and_again(
     space, table = create_space("tiny-mbconv", resolution=16, width=0.25), LatencyTable.load(profiled)
 
     def work(**options: Any) -> None:
-        arguments = {"num_epochs": EPOCHS, "batch_size": 32}
+        arguments = {"num_epochs": EPOCHS, "batch_size": 64}
         search_run(
             space, table, tmp_path / "run", recipe_arguments=arguments, resume=True, checkpoint_seconds=0.1, **options
         )
 
-    interrupted(work, seed=0, times=3)
+    interrupted(work, seed=0, num_steps=SEARCH_STEPS)
     assert_same_search(tmp_path / "run", steady)
 
 
 def test_training_interrupted_again_and_again(untrained: Path, steady: Path) -> None:
     run, options = RunFolder.open(untrained), TrainingOptions(num_epochs=EPOCHS)
-    interrupted(lambda **given: train_run(run, options=options, checkpoint_seconds=0.1, **given), seed=1, times=3)
+    work = partial(train_run, run, options=options, checkpoint_seconds=0.1)
+    interrupted(work, seed=1, num_steps=TRAIN_STEPS)
     assert_same_training(untrained, steady)

@@ -28,10 +28,10 @@ from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, AdaptiveLatency, hard_limit
 from hwnas.search.relaxations import StraightThroughGumbel, gumbel
 from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
-from hwnas.search.schemes import WeightsOnly
+from hwnas.search.schemes import Reinforce, WeightsOnly
 from hwnas.search.step import SearchStep
 from hwnas.search.target import meet_target, settled
-from hwnas.testing.toys import AnalyticProfiler, toy_latency_model, toy_table
+from hwnas.testing.toys import AnalyticProfiler, toy_latency_model, toy_space, toy_table
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,21 @@ def budget() -> Budget:
     return Budget(model, (low + high) / 2)
 
 
+def one_layer() -> LatencyModel:
+    space = toy_space(num_layers=1)
+    return LatencyModel.from_table(space, toy_table(space))
+
+
+@pytest.fixture
+def small() -> Budget:
+    """Of one layer, half way between the fastest and the slowest network."""
+    model = one_layer()
+    low, high = feasible_range_ms(model)
+    return Budget(model, (low + high) / 2)
+
+
 def short(**changes: Any) -> Recipe:
-    return replace(create_recipe("gumbel", num_epochs=2, batch_size=64), **changes)
+    return replace(create_recipe("gumbel", num_epochs=2, batch_size=128), **changes)
 
 
 def test_schedules() -> None:
@@ -113,14 +126,14 @@ def test_multiplier_rises_above_the_limit_and_falls_below() -> None:
     assert scalars[MULTIPLIER] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize(("position", "rate"), [(0.2, 0.01), (0.5, 0.01), (0.8, 0.01), (0.5, 3e-3), (0.5, 0.05)])
+@pytest.mark.parametrize(("position", "rate"), [(0.2, 0.02), (0.5, 0.01), (0.8, 0.02), (0.5, 0.05)])
 def test_expected_latency_settles_at_the_target(position: float, rate: float) -> None:
-    # A task loss that pulls every layer to its slowest option; the multiplier has to hold it at the limit.
-    space, model = toy_latency_model()
+    # A task loss that pulls a layer to its slowest option; the multiplier has to hold it at the limit.
+    model = one_layer()
     low, high = feasible_range_ms(model)
     budget = Budget(model, low + position * (high - low))
     term, steps = hard_limit(rate), int(12 / rate)
-    logits = {name: nn.Parameter(torch.zeros(3)) for name in space.choice_names}
+    logits = {name: nn.Parameter(torch.zeros(3)) for name in model.space.choice_names}
     optimizer, scalars, tail = torch.optim.Adam(logits.values(), lr=rate, betas=(0.5, 0.999)), dict[str, float](), []
     for step in range(steps):
         expected = model.expected_ms({name: torch.softmax(v, 0) for name, v in logits.items()})
@@ -205,64 +218,73 @@ def folder(path: Path) -> RunFolder:
     return RunFolder(path)
 
 
-def test_same_seed_same_trace_and_other_seed_other_trace(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+def test_same_seed_same_trace_and_other_seed_other_trace(tmp_path: Path, small: Budget, digits: ImageData) -> None:
     runs = [folder(tmp_path / name) for name in ("a", "b", "c")]
-    results = [search(budget, digits, short(), run, seed=seed) for run, seed in zip(runs, (0, 0, 1), strict=True)]
+    results = [search(small, digits, short(), run, seed=seed) for run, seed in zip(runs, (0, 0, 1), strict=True)]
     logs = [run.file("search.jsonl").read_bytes() for run in runs]
     assert logs[0] == logs[1]
     assert logs[0] != logs[2]
     assert all(torch.equal(results[0].probabilities[k], results[1].probabilities[k]) for k in results[0].probabilities)
     entries = read_log(runs[0].file("search.jsonl"))
-    assert entries[-1]["step"] == 2 * (len(digits.train) // 2 // 64) - 1
+    assert entries[-1]["step"] == 2 * (len(digits.train) // 2 // 128) - 1
     assert all(math.isfinite(e["weight_loss"]) for e in entries)
 
 
-def test_interrupted_search_equals_an_uninterrupted_one(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+def reinforce() -> Recipe:
+    """Few samples, and logits that move from the first step on."""
+    recipe = create_recipe("proxylessnas", mode="reinforce", num_epochs=1, batch_size=128, weight_share=0.5)
+    return replace(recipe, scheme=Reinforce(num_samples=3))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [short(), reinforce(), create_recipe("darts", order=2, num_epochs=1, batch_size=128)],
+    ids=["gumbel", "reinforce", "unrolled"],
+)
+def test_interrupted_search_equals_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path, small: Budget, digits: ImageData
+) -> None:
     whole, broken = folder(tmp_path / "whole"), folder(tmp_path / "broken")
-    expected = search(budget, digits, short(), whole, seed=0)
+    search(small, digits, recipe, whole)
 
     class Stop(Exception):
         pass
 
-    def stop_at(wanted: int) -> Any:
-        def progress(what: str, done: int, total: int) -> None:
-            if done == wanted:
-                raise Stop
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise Stop
 
-        return progress
-
-    for step in (5, 13):
-        with pytest.raises(Stop):
-            search(budget, digits, short(), broken, seed=0, checkpoint_seconds=0, progress=stop_at(step))
-    result = search(budget, digits, short(), broken, seed=0)
+    with pytest.raises(Stop):
+        search(small, digits, recipe, broken, checkpoint_seconds=0, progress=stop)
+    assert 0 < load_checkpoint(broken.file("search.pt"))["step"] < 3
+    search(small, digits, recipe, broken)
     assert whole.file("search.jsonl").read_bytes() == broken.file("search.jsonl").read_bytes()
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(expected.supernet.state_dict().values(), result.supernet.state_dict().values(), strict=True)
-    )
+    expected, found = (load_checkpoint(run.file("search.pt")) for run in (whole, broken))
+    assert all(expected[name] == found[name] for name in ("step", "arch_batches", "scalars"))
+    for part in ("supernet", "logits"):
+        assert all(torch.equal(value, found[part][name]) for name, value in expected[part].items())
 
 
 def test_learning_happens(tmp_path: Path, digits: ImageData) -> None:
-    # The toy network alone reaches far more than chance (0.1) on digits in a few epochs.
-    _, model = toy_latency_model()
-    recipe = replace(create_recipe("gumbel", num_epochs=12, batch_size=32))
-    run = folder(tmp_path / "run")
-    search(Budget(model, feasible_range_ms(model)[1]), digits, recipe, run, seed=0)
+    # By chance 0.1 of the 640 images of 20 steps are right, give or take 0.012; a few epochs bring about 0.22.
+    run, model = folder(tmp_path / "run"), one_layer()
+    recipe = create_recipe("gumbel", num_epochs=4, batch_size=32)
+    search(Budget(model, feasible_range_ms(model)[1]), digits, recipe, run)
     entries = read_log(run.file("search.jsonl"))
-    assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.4
+    assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.16
 
 
-def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, small: Budget, digits: ImageData) -> None:
     class Explode(WeightsOnly):
         def __call__(self, step: SearchStep) -> dict[str, float]:
             return {"weight_loss": math.nan if step.state.step == 3 else 1.0}
 
     recipe = short(scheme=Explode(), regularizers=(), derivation=SampleAndScore(num_samples=2))
     with pytest.raises(NumericsError, match=r"not finite at step 3.*no checkpoint yet"):
-        search(budget, digits, recipe, folder(tmp_path / "run"))
+        search(small, digits, recipe, folder(tmp_path / "run"))
 
 
-def test_a_step_that_breaks_the_weights_is_not_kept(tmp_path: Path, budget: Budget, digits: ImageData) -> None:
+def test_a_step_that_breaks_the_weights_is_not_kept(tmp_path: Path, small: Budget, digits: ImageData) -> None:
     class Diverge(WeightsOnly):
         def __call__(self, step: SearchStep) -> dict[str, float]:
             figures = super().__call__(step)
@@ -274,7 +296,7 @@ def test_a_step_that_breaks_the_weights_is_not_kept(tmp_path: Path, budget: Budg
     recipe = short(scheme=Diverge(), regularizers=(), derivation=SampleAndScore(num_samples=2))
     run = folder(tmp_path / "run")
     with pytest.raises(NumericsError, match=r"not finite at step 5.*search\.pt from before it is kept"):
-        search(budget, digits, recipe, run, checkpoint_seconds=0)
+        search(small, digits, recipe, run, checkpoint_seconds=0)
     kept = load_checkpoint(run.file("search.pt"))
     assert kept["step"] == 4  # the state before the step that broke it
     assert all(torch.isfinite(value).all() for value in kept["supernet"].values())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hwnas.accuracy import PathAccuracy
 from hwnas.compute import Compute
 from hwnas.data import ImageData, load_data
 from hwnas.errors import MemoryExhaustedError, UsageError
@@ -18,10 +18,10 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
 from hwnas.search.loop import SearchResult, search
-from hwnas.search.protocols import Relaxation
+from hwnas.search.protocols import Relaxation, UpdateScheme
 from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import BinaryGates, Softmax, StraightThroughGumbel
-from hwnas.search.schemes import Alternating
+from hwnas.search.schemes import Alternating, OneLevel
 from hwnas.supernet.gates import Gate
 from hwnas.supernet.supernet import Supernet
 from hwnas.testing.toys import toy_latency_model
@@ -109,19 +109,72 @@ def test_compilation_is_refused_with_the_reason(tmp_path: Path, digits: ImageDat
         searched(tmp_path / "run", digits, recipe_of(Softmax()), compile=True)
 
 
-def test_exhausted_memory_names_batch_and_predicted_need(
-    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextlib.contextmanager
-    def exhausted(device: torch.device) -> Iterator[None]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-        yield
+def exhausted(*args: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("hwnas.search.loop.measured_peak", exhausted)  # entered where the first step runs
+
+@pytest.mark.parametrize("where", ["search.measuring.measured_peak", "search.loop._initial_state"])
+def test_exhausted_memory_names_batch_and_predicted_need(
+    where: str, tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first step, and where the supernet is moved to the device."""
+    monkeypatch.setattr(f"hwnas.{where}", exhausted)
     recipe = recipe_of(Softmax())
-    message = r"out of memory at batch size 128 in 1 part\(s\), predicted need [\d,]+ MiB\. Use a smaller --batch-size"
+    message = r"out of memory at batch size 128 in 1 part\(s\), predicted need [\d,.]+ MiB\. Use a smaller --batch-size"
     with pytest.raises(MemoryExhaustedError, match=message):
         searched(tmp_path / "run", digits, recipe)
+
+
+def test_exhausted_memory_where_paths_are_scored(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, _ = toy_latency_model()
+    accuracy = PathAccuracy(Supernet(space), digits.train, digits.val, Compute(device="cpu"), num_batches=1)
+    monkeypatch.setattr("hwnas.supernet.supernet.Network.forward", exhausted)
+    for evaluate in (accuracy, accuracy.as_trained):
+        with pytest.raises(MemoryExhaustedError, match=r"cpu is out of memory while \d+ images at a time are"):
+            evaluate(space.architecture([0, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        (Alternating(warm_up=0.5), [(0, "weight step"), (3, "architecture step")]),  # steps 0, 1 and 2 of 5 warm up
+        (Alternating(every=3, arch_first=True), [(0, "architecture step"), (0, "weight step")]),
+        (OneLevel(), [(0, "weight step")]),
+    ],
+    ids=["warm-up", "architecture first", "one pass"],
+)
+def test_each_kind_of_step_is_measured_when_it_first_occurs(
+    scheme: UpdateScheme, expected: list[tuple[int, str]], tmp_path: Path, digits: ImageData
+) -> None:
+    recipe = replace(recipe_of(Softmax()), scheme=scheme, weight_share=0.5 if scheme.needs_arch_split else 1.0)
+    recipe = replace(recipe, batch_size=128 if scheme.needs_arch_split else 256)
+    steps, said = list[int](), list[tuple[int, str]]()
+    _, model = toy_latency_model()
+    budget = Budget(model, feasible_range_ms(model)[1])
+    search(
+        budget, digits, recipe, RunFolder(tmp_path),
+        progress=lambda what, done, total: steps.append(done), say=lambda line: said.append((len(steps), line)),
+    )  # fmt: skip
+    (_, predicted), *measured = said
+    assert predicted.startswith("predicted peak")
+    assert [(step, line.split(":")[0]) for step, line in measured] == [
+        (step, f"measured in the first {kind}") for step, kind in expected
+    ]
+    for _, line in measured:
+        found, need = (float(number) for number in re.findall(r"[\d.]+", line))
+        assert 0.9 * need < found <= 1.05 * need, line  # every option runs: no path needs more
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UsageError, match=r"'cuda:1' would be shared by all 2 processes.*Use --device cuda, with which"):
+        Compute(device="cuda:1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert Compute(device="cuda").place == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert Compute(device="cuda:1").place == torch.device("cuda", 1)
 
 
 @pytest.mark.gpu

@@ -21,26 +21,53 @@ from hwnas.metrics import read_log
 Start = Callable[..., list[Any]]
 
 
+RECIPES = """
+from dataclasses import replace
+from hwnas import create_recipe
+from hwnas.search.schemes import Reinforce
+
+SHORT = {"num_epochs": 2, "batch_size": 16}  # two steps each; with one level, four
+
+def two_paths():
+    recipe = create_recipe("proxylessnas", weight_share=0.5, **SHORT)
+    return replace(recipe, scheme=replace(recipe.scheme, warm_up=0.0, every=1))
+
+def reinforce():
+    recipe = create_recipe("proxylessnas", weight_share=0.5, mode="reinforce", **SHORT)
+    return replace(recipe, scheme=Reinforce(num_samples=3))
+
+def one_level():
+    return create_recipe("snas", **SHORT)
+
+def unrolled():
+    return create_recipe("darts", order=2, **SHORT)
+"""
+
+
 @pytest.fixture
-def command(small: list[str], table: Path) -> list[Any]:
-    return ["search", *small, "--table", table, "--batch-size", 64, "--device", "cpu"]
+def command(small: list[str], table: Path, noise: str) -> list[Any]:
+    return ["search", *small, "--table", table, "--data", noise, "--device", "cpu"]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", [["proxylessnas", "--set", "weight_share=0.8"], ["snas"]])
+@pytest.mark.parametrize("recipe", ["two_paths", "reinforce", "one_level", "unrolled"])
 def test_two_ranks_equal_one_process_with_the_joint_batch(
-    command: list[Any], recipe: list[str], start_ranks: Start, hwnas: Any, tmp_path: Path
+    command: list[Any], recipe: str, start_ranks: Start, hwnas: Any, tmp_path: Path
 ) -> None:
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    ranks = start_ranks(*command, "--recipe", *recipe, "--epochs", 1, "--output", together)
+    together, alone, file = tmp_path / "together", tmp_path / "alone", tmp_path / "mine.py"
+    file.write_text(RECIPES)
+    command += ["--recipe", f"{file}:{recipe}"]
+    ranks = start_ranks(*command, "--output", together)
     # Each rank's batch-norm normalises its own half of the batch, as a micro-batch does.
-    hwnas(*command, "--recipe", *recipe, "--epochs", 1, "--accumulate", 2, "--output", alone).done()
+    hwnas(*command, "--accumulate", 2, "--output", alone).done()
     (code, words), other = (rank.end() for rank in ranks)
     assert code == 0, words
     assert "target met" in words
     assert other == (0, ""), "rank 0 speaks for all"
     found, expected = (load_checkpoint(run / "search.pt") for run in (together, alone))
     # Not bit for bit: the clipping norm sums gradients that were rounded in another order.
+    assert found["arch_batches"] == expected["arch_batches"]
+    assert found["scalars"] == pytest.approx(expected["scalars"], rel=1e-4)
     for name, value in expected["logits"].items():
         torch.testing.assert_close(found["logits"][name], value, rtol=1e-4, atol=1e-5)
     for name, value in expected["supernet"].items():
@@ -58,7 +85,7 @@ def test_a_lost_rank_stops_the_job_and_the_run_goes_on(
     command: list[Any], start_ranks: Start, hwnas: Any, wait_for: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = [*command, "--output", run]
+    command = [*command, "--batch-size", 16, "--output", run]
     first, second = start_ranks(*command, "--epochs", 1000, "--checkpoint-seconds", 0)
     wait_for(lambda: (run / "search.pt").exists() or first.over)
     second.kill(signal.SIGKILL)

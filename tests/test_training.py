@@ -217,7 +217,7 @@ def test_the_average_is_what_is_evaluated_and_kept(data: ImageData, run: RunFold
     kept = network.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in checkpoint["average"].items())
     assert not torch.equal(checkpoint["network"]["stem.conv.weight"], kept["stem.conv.weight"])
-    assert scores == score(network, data.val)
+    assert scores == score(network, data.val, batch_size=BATCH)
     assert (scores.top1, scores.top5) == (log_of(run)[-1]["accuracy"], log_of(run)[-1]["top5"])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from hwnas.errors import MemoryExhaustedError, UsageError
 from hwnas.run import RunFolder
 from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import toy_space
-from hwnas.training import TrainingOptions, train
+from hwnas.training import TrainingOptions, score, train
 from hwnas.training.wrapping import CheckpointedLayers, wrapped
 
 Trained = tuple[dict[str, Tensor], float]
@@ -154,13 +156,79 @@ def test_workers_prepare_the_same_batches(trained: Callable[..., Trained]) -> No
     assert distance(trained()[0], trained(num_workers=1)[0]) == 0
 
 
-def test_exhausted_memory_says_what_would_fit(data: ImageData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("predictable", [True, False])
+def test_exhausted_memory_says_what_would_fit(predictable: bool, data: ImageData, tmp_path: Path) -> None:
     class Hungry(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
+            if x.is_meta and predictable:
+                return x.mean((2, 3)) @ self.weight[:3]
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    with pytest.raises(MemoryExhaustedError, match=r"at batch size 20 in 2 part.*--precision bf16"):
+    need = r", predicted need [\d.]+ MiB" if predictable else ""
+    with pytest.raises(MemoryExhaustedError, match=rf"at batch size 20 in 2 part\(s\){need}\. .*--precision bf16"):
         train(
-            Hungry(1, 1), data, RunFolder(tmp_path),
+            Hungry(10, 10), data, RunFolder(tmp_path),
             options=TrainingOptions(num_epochs=1, batch_size=20), compute=Compute("cpu", accumulate=2),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["hwnas.compute.Compute.move", "hwnas.training.job.score"])
+def test_memory_that_is_exhausted_outside_of_steps(
+    where: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the network is moved to the device, and where it is evaluated."""
+    path, _, name = where.rpartition(".")
+    original = getattr(import_module(path) if "job" in path else Compute, name)
+
+    def exhausted(first: Any, *args: Any, **options: Any) -> Any:
+        if getattr(first, "place", None) == torch.device("meta"):
+            return original(first, *args, **options)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(where, exhausted)
+    with pytest.raises(MemoryExhaustedError, match=r"at batch size 20 in 1 part\(s\), predicted need [\d.]+ MiB"):
+        train(new_network(), data, RunFolder(tmp_path), options=TrainingOptions(num_epochs=1, batch_size=20))
+
+
+def test_exhausted_memory_of_an_evaluation(data: ImageData) -> None:
+    class Hungry(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryExhaustedError, match=r"cpu is out of memory while 7 images at a time.*evaluate fewer"):
+        score(Hungry(1, 1), data.val, batch_size=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "compute"),
+    [
+        ({}, {}),
+        ({"optimizer": "adamw", "ema": 0.5, "mixup": 0.2}, {"accumulate": 2}),
+        ({}, {"precision": "bf16"}),
+        ({"optimizer": "rmsprop"}, {"checkpoint_activations": True}),
+    ],
+    ids=str,
+)
+def test_the_predicted_memory_is_what_is_measured(
+    options: dict[str, Any], compute: dict[str, Any], data: ImageData, tmp_path: Path
+) -> None:
+    said = list[str]()
+    network, settings = new_network(), TrainingOptions(num_epochs=1, batch_size=20, **options)
+    state = torch.get_rng_state()
+    train(network, data, RunFolder(tmp_path), options=settings, compute=Compute("cpu", **compute), say=said.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    predicted, measured = said
+    parameters = 4 * sum(p.numel() for p in network.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in network.buffers())
+    (total, weights, optimizer, step) = (float(number) for number in re.findall(r"[\d.]+", predicted))
+    copies, moments = (2 if settings.ema else 1), (2 if settings.optimizer == "adamw" else 1)
+    moments += settings.optimizer == "rmsprop"  # squares, and momentum
+    size = 2**20
+    # Said to a tenth of a MiB.
+    assert weights == pytest.approx(copies * (parameters + buffers) / size, abs=0.06)
+    assert optimizer == pytest.approx(moments * parameters / size, abs=0.06)
+    assert total == pytest.approx(weights + optimizer + step, abs=0.2)
+    found, expected = (float(number) for number in re.findall(r"[\d.]+", measured))
+    assert expected == step
+    # The first step also makes the state of the optimizer.
+    assert step - 0.06 <= found <= step + optimizer + 0.06

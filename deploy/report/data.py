@@ -138,10 +138,11 @@ def _latency(derivation: Document, verification: Document | None) -> Document:
     latency: Document = {"target_ms": target, "predicted_ms": chosen["predicted_ms"], **quantiles}
     if verification:
         stated = verification["latency"]
-        latency |= {name: stated[name] for name in (*quantiles, "measured_ms", "statistic")}
+        latency |= {name: stated[name] for name in (*quantiles, "measured_ms", "slowdown", "statistic")}
         limit = target * TOLERANCE
     else:
-        latency |= {"measured_ms": chosen["measured_ms"], "statistic": f"{STATISTIC}, as in the table"}
+        latency |= {name: chosen[name] for name in ("measured_ms", "slowdown")}
+        latency["statistic"] = f"{STATISTIC}, as in the table"
         limit = target
     measured = latency["measured_ms"]
     ms = latency["predicted_ms"] if measured is None else measured

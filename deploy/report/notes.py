@@ -35,6 +35,11 @@ def latency_notes(
             f"The prediction is {percent(abs(off), 0)} {'below' if off < 0 else 'above'} the measurement."
             + _outside(latency["predicted_ms"], networks, places)
         )
+    if latency["slowdown"] > 1:
+        notes.append(
+            f"The device was {latency['slowdown']:.2f} times slower than in the table's sweep, by networks of that "
+            "sweep timed in between. The measured latency is given at the sweep's speed, the quantiles as they were."
+        )
     median = latency["p50_ms"]
     if latency["met"] and median is not None and median > latency["target_ms"]:
         notes.append(

@@ -144,7 +144,8 @@ class PhotoFiles:
 
     def traits(self, indices: np.ndarray) -> bytes:
         """Their names, relative to the root."""
-        return self.names[indices].tobytes()
+        chosen: bytes = self.names[indices].tobytes()
+        return chosen
 
     def _read(self, index: int) -> Image.Image:
         path = self.name(index)

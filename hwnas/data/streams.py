@@ -26,7 +26,8 @@ class BatchStream:
     workers. The incomplete batch at the end of an epoch is dropped.
 
     With several ranks, each reads an equal part of every batch, in order of ranks: joined, the parts are the
-    batch of a single process, bit for bit.
+    batch of a single process, bit for bit. They take every batch together, as with each they tell one another which
+    images cannot be read.
 
     An image that cannot be read is left out: its batch is smaller by one, and a warning names the file once. If
     fewer than two images of a batch (of a rank's part) are left, the next batch takes its place, so that
@@ -111,8 +112,11 @@ class BatchStream:
         with contextlib.closing(found):
             for step, batch in enumerate(found, start_step):
                 later = itertools.count(step + 1)
-                while len(batch[1]) < MIN_IMAGES:
+                while len(batch[1]) < MIN_IMAGES and not self.dataset.unreadable.too_many:
                     batch = read_batch(self.dataset, next(self._addresses(next(later))))
+                if self.num_ranks > 1:
+                    self.dataset.unreadable.tell()
+                self.dataset.unreadable.check()
                 yield batch
 
     def _addresses(self, start_step: int) -> Iterator[list[Item]]:
@@ -137,8 +141,9 @@ def evaluation_batches(
 ) -> Batches:
     """One pass over a data set in its own order, without augmentation; the last batch may be smaller.
 
-    With several ranks, each reads another stretch of the data set; together they read every image once. Images
-    that cannot be read are left out, so count the labels: they may be fewer than the images of the data set.
+    With several ranks, each reads another stretch of the data set; together they read every image once. At the end,
+    to which all must come, they tell one another which images cannot be read. Those are left out, so count the labels:
+    they may be fewer than the images of the data set.
 
     Args:
         dataset: Images to evaluate on.
@@ -160,14 +165,20 @@ def evaluation_batches(
     _check_rank(rank, num_ranks)
     first, end = (len(dataset) * number // num_ranks for number in (rank, rank + 1))
     addresses = ([*range(start, min(start + batch_size, end))] for start in range(first, end, batch_size))
-    return _not_empty(read_batches(dataset, addresses, num_workers=num_workers))
+    return _checked(dataset, read_batches(dataset, addresses, num_workers=num_workers), num_ranks)
 
 
-def _not_empty(batches: Batches) -> Batches:
+def _checked(dataset: ImageDataset, batches: Batches, num_ranks: int) -> Batches:
+    """The batches that have images."""
     with contextlib.closing(batches):
         for images, labels in batches:
+            if num_ranks == 1:
+                dataset.unreadable.check()
             if len(labels):
                 yield images, labels
+    if num_ranks > 1:  # that have other numbers of batches
+        dataset.unreadable.tell()
+        dataset.unreadable.check()
 
 
 def _check_workers(num_workers: int) -> None:

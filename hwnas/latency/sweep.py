@@ -96,7 +96,7 @@ def profile(
                 journal.remove()  # nothing is lost, and the next call may be another plan
             raise
         measured = rounds.summaries(items)
-        asked = plan | {"networks": num_networks, "minutes": minutes if math.isfinite(minutes) else None}
+        asked = plan | {"networks": num_networks} | ({"minutes": minutes} if math.isfinite(minutes) else {})
         sweep = _provenance(rounds, environment.details, started) | {"plan": asked}
         table = _extended(table, space, architectures, measured, sweep)
         if not any(entry.usable for entry in table.entries.values()):

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam
 
 from hwnas.search.derivations import MostProbableWithinBudget
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import LogLatency, PowerLatency, hard_limit
+from hwnas.search.regularizers import LogLatency, PowerLatency, check_unit, hard_limit
 from hwnas.search.relaxations import BinaryGates, Categorical
 from hwnas.search.schedules import Cosine, Phases
 from hwnas.search.schemes import Alternating, Reinforce
@@ -25,6 +25,7 @@ def proxylessnas(
     mode: Literal["two", "all", "reinforce"] = "two",
     weight_share: float = 0.96,
     published: bool = False,
+    units_per_ms: float = 1.0,
 ) -> Recipe:
     """Path-level search of ProxylessNAS.
 
@@ -35,6 +36,11 @@ def proxylessnas(
         weight_share: Share of the images that trains weights; leave more for the architecture if they are few.
         mode: Gate gradients of two paths or of all, or REINFORCE.
         published: The released code's latency term, whose pull on latency is fixed, instead of one held to the limit.
+        units_per_ms: Unit of the published logarithm, in which every network must take more than one; 1000:
+            microseconds. REINFORCE has no logarithm.
+
+    Raises:
+        UsageError: The unit has no effect, or is not positive.
 
     Source:
         ProxylessNAS, arXiv 1812.00332, and its released code. Section 3.2 and equation 4: gates, two paths. Section
@@ -47,13 +53,14 @@ def proxylessnas(
         network within the limit, instead of the most probable option of every layer; weight steps draw their path
         from all options, as the code does, and architecture steps from their pair.
     """
-    term = LogLatency(scale=0.2, power=0.3, relative=True, of="probabilities") if published else hard_limit(arch_lr)
+    check_unit("proxylessnas", units_per_ms, used=published and mode != "reinforce")
+    log_latency = LogLatency(scale=0.2, power=0.3, relative=True, units_per_ms=units_per_ms, of="probabilities")
     by_gradient = Recipe(
         name="proxylessnas",
         relaxation=BinaryGates("two" if mode == "two" else "all"),
         weight_relaxation=Categorical(),
         scheme=Alternating(warm_up=41 / 160, every=5),
-        regularizers=(term,),
+        regularizers=(log_latency if published else hard_limit(arch_lr),),
         derivation=MostProbableWithinBudget(),
         weight_optimizer=partial(SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=4e-5),
         weight_lr=Phases(40 / 160, Cosine(0.05), Cosine(0.025)),

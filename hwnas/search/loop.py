@@ -5,31 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.checkpoint import DeferredSignals, load_checkpoint, save_checkpoint, to_bytes
+from hwnas.checkpoint import DeferredSignals
 from hwnas.compute import Compute
 from hwnas.data import BatchStream, ImageData, ImageDataset, split_stratified
 from hwnas.distributed import any_rank, rank, world_size
-from hwnas.errors import DataError, NumericsError, RunError, UsageError
-from hwnas.files import write_atomic
+from hwnas.errors import DataError, NumericsError, UsageError
 from hwnas.latency.budget import Budget
-from hwnas.memory import Peak, measured_peak, mib
 from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
+from hwnas.search.checkpoints import Checkpoints
+from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
 from hwnas.search.protocols import SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, mean_entropy
 from hwnas.search.rehearsal import predicted_peak
-from hwnas.search.step import SearchStep
 from hwnas.supernet.supernet import Supernet
 
 logger = logging.getLogger("hwnas")
@@ -87,24 +85,26 @@ def search(
         weights: State of a supernet of this space to start from.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
-        say: Told the predicted peak memory before the first step, and the measured one after it.
+        say: Told the predicted peak memory before the first step, and what the first weight step and the first
+            architecture step needed.
 
     Raises:
         UsageError: ``compute`` asks for compilation.
         DataError: The training images cannot be split, or are fewer than a batch.
         NumericsError: A loss became NaN or infinite; names the step and the checkpoint that is kept.
-        RunError: The checkpoint belongs to another space.
+        RunError: The checkpoint is of another space, or was made with other images.
         RankError: Another process was lost, or drew another path.
         MemoryExhaustedError: The device has too little memory.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
     _check(compute, recipe)
-    images = _split(data.train, recipe, seed)
-    state = _initial_state(budget, recipe, seed, compute, weights)
-    path = run.file("search.pt")
-    if path.exists():
-        _restore(state, load_checkpoint(path), path.name)
+    images, path = _split(data.train, recipe, seed), run.file("search.pt")
+    checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint)
     with contextlib.ExitStack() as stack:
+        need = partial(_predicted_bytes, budget, recipe, compute)
+        stack.enter_context(compute.memory_guard(recipe.batch_size, need))
+        state = _initial_state(budget, recipe, seed, compute, weights)
+        checkpoints.restore(state)
         signals = stack.enter_context(DeferredSignals())
         log = stack.enter_context(RunLog(run.path, "search", start_step=state.step)) if rank() == 0 else None
         meter = Meter(
@@ -112,7 +112,6 @@ def search(
         )
         steps = _steps(images, state, recipe, budget, compute, seed, say if rank() == 0 else _silent)
         stack.callback(steps.close)
-        checkpoints = _Checkpoints(path, checkpoint_seconds)
         for total, figures in _finite(steps, state, path):
             checkpoints.proven()
             figures = _logged(log, figures, state, recipe, budget, total, meter)
@@ -122,35 +121,9 @@ def search(
             checkpoints.offer(state, now=stop or state.step >= total)
             if stop:
                 raise KeyboardInterrupt
-    if rank() == 0 and not path.exists():  # no epochs at all
-        save_checkpoint(path, _snapshot(state))
-    return SearchResult(state.supernet, _probabilities(state, recipe), *images)
-
-
-class _Checkpoints:
-    """Writes a state of rank 0 now and then, once one more step from it has gone well.
-
-    Args:
-        path: The file.
-        seconds: From one to the next.
-    """
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self._path, self._seconds, self._saved = path, seconds, time.monotonic()
-        self._unproven: bytes | None = None
-
-    def proven(self) -> None:
-        """A step from the last state has gone well."""
-        if self._unproven is not None:
-            write_atomic(self._path, self._unproven)
-            self._unproven = None
-
-    def offer(self, state: SearchState, *, now: bool) -> None:
-        """A state that may be kept, or has to be, as there will be no other."""
-        if rank() == 0 and (now or time.monotonic() - self._saved > self._seconds):
-            self._unproven, self._saved = to_bytes(_snapshot(state)), time.monotonic()
-            if now:
-                self.proven()
+    if not path.exists():  # no epochs at all
+        checkpoints.offer(state, now=True)
+    return SearchResult(state.supernet, _probabilities(state, recipe, progress=1.0), *images)
 
 
 def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[Step]:
@@ -172,6 +145,10 @@ def _check(compute: Compute, recipe: Recipe) -> None:
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
             "than it saves (benchmarks/compile.py). Leave it out, and compile the training of the result."
         )
+
+
+def _predicted_bytes(budget: Budget, recipe: Recipe, compute: Compute) -> int:
+    return predicted_peak(budget, recipe, compute=compute).total_bytes
 
 
 def _silent(line: str) -> None:
@@ -209,12 +186,15 @@ def _steps(
                 )
             )
         arch_stream = _stream(arch_images, recipe, compute, seed + 1)
-    total = recipe.num_epochs * weight_stream.steps_per_epoch
+    total = math.ceil(recipe.num_epochs * weight_stream.steps_per_epoch)
     if state.step >= total:
         return
     predicted = predicted_peak(budget, recipe, compute=compute)
     say(str(predicted))
-    measuring: contextlib.AbstractContextManager[Peak | None] = measured_peak(compute.place)
+    kinds = {WEIGHTS: predicted.weight_step_bytes}
+    if recipe.scheme.needs_arch_split:
+        kinds[ARCH] = predicted.arch_step_bytes
+    peaks = FirstPeaks(compute.place, kinds, say)
     with contextlib.ExitStack() as stack:
         weight_batches = stack.enter_context(contextlib.closing(weight_stream.batches(state.step)))
         arch_batches = arch_stream.batches(state.arch_batches) if arch_stream else iter(())
@@ -222,12 +202,9 @@ def _steps(
         while state.step < total:
             state.generator.manual_seed(_step_seed(seed, state.step))
             progress, batch = state.step / total, next(weight_batches)
-            step = SearchStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches))
-            with compute.memory_guard(recipe.batch_size, predicted.total_bytes), measuring as peak:
+            step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
+            with peaks:
                 figures = recipe.scheme(step)
-            if peak is not None:
-                say(f"measured in the first step: {mib(peak.bytes)} MiB of activations, gradients and new state")
-                measuring = contextlib.nullcontext()
             yield total, figures
 
 
@@ -266,8 +243,9 @@ def _initial_state(
     )
 
 
-def _probabilities(state: SearchState, recipe: Recipe) -> dict[str, Tensor]:
-    return {name: recipe.relaxation.probabilities(logit.detach()) for name, logit in state.logits.items()}
+def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
+    probabilities = recipe.relaxation.probabilities
+    return {name: probabilities(logit.detach(), progress=progress) for name, logit in state.logits.items()}
 
 
 def _logged(
@@ -285,7 +263,7 @@ def _logged(
     log.sample(figures)
     if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
         return figures
-    probabilities = _probabilities(state, recipe)
+    probabilities = _probabilities(state, recipe, progress=state.step / total)
     expected_ms = float(budget.model.expected_ms(probabilities))
     figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:
@@ -293,31 +271,3 @@ def _logged(
     values = {name: [round(float(v), 5) for v in p] for name, p in probabilities.items()}
     log.add(state.step, {**figures, "probabilities": values}, meter.costs())
     return figures
-
-
-def _snapshot(state: SearchState) -> dict[str, Any]:
-    return {
-        "space": state.supernet.space.fingerprint,
-        "supernet": state.supernet.state_dict(),
-        "logits": {name: logit.detach() for name, logit in state.logits.items()},
-        "weight_optimizer": state.weight_optimizer.state_dict(),
-        "arch_optimizer": state.arch_optimizer.state_dict(),
-        "step": state.step,
-        "arch_batches": state.arch_batches,
-        "scalars": state.scalars,
-    }
-
-
-def _restore(state: SearchState, snapshot: dict[str, Any], name: str) -> None:
-    fingerprint = state.supernet.space.fingerprint
-    if snapshot["space"] != fingerprint:
-        raise RunError(
-            f"checkpoint {name} is of another space ({snapshot['space']}, here {fingerprint}). Choose another output."
-        )
-    state.supernet.load_state_dict(snapshot["supernet"])
-    for choice, values in snapshot["logits"].items():
-        state.logits[choice].data.copy_(values)
-    state.weight_optimizer.load_state_dict(snapshot["weight_optimizer"])
-    state.arch_optimizer.load_state_dict(snapshot["arch_optimizer"])
-    state.step, state.arch_batches = snapshot["step"], snapshot["arch_batches"]
-    state.scalars = dict(snapshot["scalars"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.latency.budget import Budget
+from hwnas.metrics import Progress, no_progress
 from hwnas.space import Architecture
 from hwnas.supernet.gates import Gates, weights_of
 from hwnas.supernet.supernet import Supernet
@@ -42,8 +43,12 @@ class Relaxation(Protocol):
     def __call__(self, logits: Logits, *, progress: float, generator: torch.Generator) -> Gates:
         """Gates of one forward pass; random numbers come from the generator alone."""
 
-    def probabilities(self, logit: Tensor) -> Tensor:
-        """Probability of every option of one choice, shape ``(num_options,)``, differentiable."""
+    def probabilities(self, logit: Tensor, *, progress: float) -> Tensor:
+        """Probability of every option of one choice, shape ``(num_options,)``, differentiable.
+
+        Expected latency and derivations read these. Where the gates' weights are not drawn, these are the weights,
+        made to add up to one.
+        """
         return torch.softmax(logit, 0)
 
     def settle(self, logits: Logits, gates: Gates, before: dict[str, Tensor]) -> None:
@@ -152,11 +157,13 @@ class Finished:
         evaluate: Accuracy, from 0 to 1, of one architecture with the supernet's weights after batch-norm
             recalibration, on images that trained no weights. Costly; answers are kept.
         seed: Decides everything random.
+        progress: Told about every accuracy.
     """
 
     probabilities: Mapping[str, Tensor]
     evaluate: Callable[[Architecture], float]
     seed: int = 0
+    progress: Progress = no_progress
 
 
 class Derivation(Protocol):

@@ -29,7 +29,7 @@ class Recipe:
         weight_optimizer: Builds the optimizer of the supernet's weights.
         weight_lr: Its learning rate.
         arch_optimizer: Builds the optimizer of the logits.
-        num_epochs: Passes over the weight half of the training images; 0 derives at once.
+        num_epochs: Passes over the weight half of the training images, or a part of one; 0 derives at once.
         arch_lr: Learning rate of the logits; the optimizer's own if None.
         weight_relaxation: Gates of the weight steps, where they differ from those of the architecture steps.
         weight_share: Share of the training images that trains weights; the rest is for the architecture.
@@ -50,7 +50,7 @@ class Recipe:
     weight_optimizer: OptimizerFactory
     weight_lr: Scalar
     arch_optimizer: OptimizerFactory
-    num_epochs: int
+    num_epochs: float
     arch_lr: Scalar | None = None
     weight_relaxation: Relaxation | None = None
     weight_share: float = 0.5

@@ -115,7 +115,8 @@ class AdditiveLatency(_Stateless):
 class LogLatency(_Stateless):
     """``loss * scale * (log latency) ** power``; relative, the logarithm is divided by that of the limit.
 
-    The logarithm has to be positive, so the unit must make every latency larger than one.
+    A negative loss, which is a reward, is divided instead, or else slow networks would be rewarded. The logarithm has
+    to be positive, so the unit must make every latency larger than one.
 
     Args:
         scale: Factor.
@@ -126,11 +127,13 @@ class LogLatency(_Stateless):
         of: Which latency.
 
     Raises:
-        UsageError: A latency is not above one unit.
+        UsageError: The unit is not positive; or the fastest network of the space takes no more than one unit.
 
     Source:
-        FBNet, arXiv 1812.03443, equation 2: 0.2 and 0.6, latency of the sampled weights. Relative: ``mul#log`` of
-        ProxylessNAS's released code: 0.2 and 0.3, expected latency.
+        FBNet, arXiv 1812.03443, equation 2: 0.2 and 0.6, latency of the sampled weights; the unit is not stated, its
+        tables are in milliseconds. Relative: ``mul#log`` of ProxylessNAS's released code: 0.2 and 0.3, expected
+        latency in milliseconds.
+        Differs: published for positive losses only.
     """
 
     scale: Scalar = 0.2
@@ -140,20 +143,40 @@ class LogLatency(_Stateless):
     units_per_ms: float = 1.0
     of: Of = "sample"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.units_per_ms < math.inf:
+            raise UsageError(f"units_per_ms is {self.units_per_ms:g}; expected more than 0. For microseconds use 1000.")
+
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
         scale, power = value_at(self.scale, context.progress), value_at(self.power, context.progress)
         latency = latency_ms(context, self.of).to(loss) * self.units_per_ms
         limit = context.budget.max_ms * self.units_per_ms
-        smallest = min(float(latency.detach()), limit) if self.relative else float(latency.detach())
-        if not smallest > 1:
+        fastest = context.budget.reachable_ms[0] * self.units_per_ms
+        if not (smallest := min(float(latency.detach()), fastest)) > 1:  # gates that sum to less than one are faster
             raise UsageError(
-                f"the logarithm of a latency of {smallest:.4g} units is not positive, and a loss multiplied by it "
-                f"means nothing. Use LogLatency(units_per_ms=1000) or more; it is {self.units_per_ms:g} now."
+                f"networks of this space take down to {smallest:.4g} units, whose logarithm is not positive: a loss "
+                f"multiplied by it means nothing. Choose a smaller unit, such as microseconds: units_per_ms=1000 "
+                f"(--set units_per_ms=1000); it is {self.units_per_ms:g} now."
             )
         if self.power_inside:
-            return loss * scale * power * latency.log() / (power * math.log(limit) if self.relative else 1.0)
-        return loss * scale * (latency.log() / (math.log(limit) if self.relative else 1.0)) ** power
+            factor = scale * power * latency.log() / (power * math.log(limit) if self.relative else 1.0)
+        else:
+            factor = scale * (latency.log() / (math.log(limit) if self.relative else 1.0)) ** power
+        return loss * factor if float(loss.detach()) >= 0 else loss / factor
+
+
+def check_unit(recipe: str, units_per_ms: float, *, used: bool) -> None:
+    """Refuses a unit that a recipe would not use.
+
+    Raises:
+        UsageError: A unit was chosen, and no term takes the logarithm of latency.
+    """
+    if units_per_ms != 1.0 and not used:
+        raise UsageError(
+            f"recipe '{recipe}' has no logarithm of latency here, so units_per_ms={units_per_ms:g} has no effect. "
+            "Leave it out, or ask for the published term (--set published=True)."
+        )
 
 
 @dataclass(frozen=True)

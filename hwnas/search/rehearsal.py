@@ -1,25 +1,22 @@
 """Peak memory of a search, predicted by a rehearsal on tensors without data.
 
-A rehearsal runs the real step on PyTorch's ``meta`` device, where tensors have shapes and lifetimes but no numbers,
-and adds up what lives. So whatever a relaxation, a scheme or a space does is predicted by doing it.
+Whatever a relaxation, a scheme or a space does is predicted by doing it; see ``hwnas.rehearsal``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from hwnas.compute import Compute
-from hwnas.distributed import world_size
+from hwnas.distributed import alone, world_size
 from hwnas.latency.budget import Budget
-from hwnas.memory import Storages, mib, returns_new
+from hwnas.memory import Storages, mib
+from hwnas.rehearsal import META, Planned, Shapes, cast_parameters, fill
 from hwnas.search.protocols import Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.step import SearchStep
@@ -27,8 +24,6 @@ from hwnas.space import Architecture, OpSignature, SearchSpace
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.supernet.mixed_op import MixedOp
 from hwnas.supernet.supernet import Supernet
-
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -83,13 +78,13 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
         compute: Device, number format and memory savings.
     """
     space = budget.model.space
-    planned = _Planned(**{item.name: getattr(compute, item.name) for item in fields(Compute)})
+    planned = Planned.of(compute)
     size = recipe.batch_size // world_size()
-    with _Shapes() as storages:
+    with alone(), Shapes() as storages:
         state = _state(space, recipe, planned)
         weights_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.supernet.state_dict().values())
         before = storages.live_bytes
-        _fill(state.weight_optimizer)
+        fill(state.weight_optimizer)
         optimizer_bytes = storages.live_bytes - before
         order = _by_activations(state.supernet, size // planned.accumulate, storages)
         images = torch.empty((size, *space.input_shape), device=META)
@@ -107,19 +102,10 @@ def _state(space: SearchSpace, recipe: Recipe, planned: Compute) -> SearchState:
         supernet = Supernet(space)
     planned.move(supernet.train())
     if planned.precision == "bf16":
-        _autocast(supernet)
+        cast_parameters(supernet)
     logits = {choice.name: nn.Parameter(torch.zeros(len(choice.options))) for choice in space.choices}
     optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
     return SearchState(supernet, logits, *optimizers, torch.Generator())
-
-
-def _fill(optimizer: torch.optim.Optimizer) -> None:
-    """Gives every parameter the state that its first step makes."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _by_activations(supernet: Supernet, batch_size: int, storages: Storages) -> dict[str, Sequence[int]]:
@@ -176,100 +162,3 @@ class _Rehearsal(SearchStep):
     def _end(self, half: str) -> None:
         self.peaks[half] = max(self.peaks[half], self.storages.rise_bytes)
         self.storages.restart()
-
-
-class _Planned(Compute):
-    """The same plan on tensors without data."""
-
-    @property
-    def place(self) -> torch.device:
-        """Where there is no data."""
-        return META
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps parameters cast, as PyTorch's own does; it has none for this device, see ``_autocast``."""
-        return parametrize.cached()
-
-
-class _Bf16(nn.Module):
-    """A parameter as ``torch.autocast`` hands it to an operator."""
-
-    def forward(self, parameter: Tensor) -> Tensor:
-        return parameter.bfloat16()
-
-
-def _autocast(network: nn.Module) -> None:
-    """Does what ``torch.autocast``, which knows no meta tensors, does to convolutions and linear layers."""
-    for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            for name, _ in list(module.named_parameters(recurse=False)):
-                parametrize.register_parametrization(module, name, _Bf16(), unsafe=True)
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
-
-
-class _Shapes(Storages):  # type: ignore[no-untyped-call]
-    """Computes shapes alone, and each once: PyTorch's rules for meta tensors take up to 20 ms an operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._results: dict[Any, Any] = {}
-
-    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the operator returns; a made-up value where numbers are asked for."""
-        flat = list(_flat((*args, *kwargs.values())))
-        if not any(isinstance(value, Tensor) and value.is_meta for value in flat):
-            return func(*args, **kwargs)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 1
-        if func is torch.ops.aten._to_copy.default and (kwargs.get("device") or META).type != "meta":
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=kwargs["device"])
-        if _in_place(func):
-            return args[0]
-        if not returns_new(func):
-            return func(*args, **kwargs)
-        key = (func, *kwargs, *(_Form.of(v) if isinstance(v, Tensor) else (type(v), v) for v in flat))
-        if key not in self._results:
-            self._results[key] = _each(func(*args, **kwargs), Tensor, _Form.of)
-        return _each(self._results[key], _Form, _Form.tensor)
-
-
-def _flat(values: Sequence[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield len(value)
-            yield from _flat(value)
-        else:
-            yield value
-
-
-def _each(result: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The result of an operator, changed where it is of that kind, whether there is one or several."""
-    if isinstance(result, kind):
-        return change(result)
-    return type(result)(_each(part, kind, change) for part in result) if isinstance(result, list | tuple) else result
-
-
-class _Form(NamedTuple):
-    """What a tensor without data is."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Form:
-        """Of this tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-
-    def tensor(self) -> Tensor:
-        """A new one."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-
-
-@functools.cache
-def _in_place(func: Any) -> bool:
-    """Whether it changes its first argument and returns it."""
-    arguments, returns = func._schema.arguments, func._schema.returns
-    changed = arguments[0].alias_info if arguments and len(returns) == 1 else None
-    return changed is not None and changed.is_write

@@ -28,7 +28,7 @@ class _PerChoice(Relaxation):
 
 @dataclass(frozen=True)
 class Softmax(_PerChoice):
-    """Every option runs, weighted by ``softmax(logits / tau)``.
+    """Every option runs, weighted by ``softmax(logits / tau)``; the weights are the probabilities.
 
     Args:
         tau: Temperature; may be a schedule.
@@ -40,8 +40,11 @@ class Softmax(_PerChoice):
     tau: Scalar = 1.0
 
     def _gate(self, logit: Tensor, progress: float, generator: torch.Generator) -> Gate:
-        weights = torch.softmax(logit / value_at(self.tau, progress), 0)
-        return Gate(weights, every_option(logit))
+        return Gate(self.probabilities(logit, progress=progress), every_option(logit))
+
+    def probabilities(self, logit: Tensor, *, progress: float) -> Tensor:
+        """The weights, at the temperature of the moment."""
+        return torch.softmax(logit / value_at(self.tau, progress), 0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Sigmoid(_PerChoice):
         weights = torch.sigmoid(logit)
         return Gate(weights, every_option(logit))
 
-    def probabilities(self, logit: Tensor) -> Tensor:
+    def probabilities(self, logit: Tensor, *, progress: float) -> Tensor:
         """Odds against one another: the logistic weights divided by their sum."""
         weights = torch.sigmoid(logit)
         return weights / weights.sum()
@@ -186,7 +189,7 @@ class UniformPath(_PerChoice):
         index = draw(uniform, generator)
         return Gate(one_hot(index, len(logit)).to(uniform), (index,), hard=True)
 
-    def probabilities(self, logit: Tensor) -> Tensor:
+    def probabilities(self, logit: Tensor, *, progress: float) -> Tensor:
         """All alike."""
         return torch.full_like(logit, 1 / len(logit))
 

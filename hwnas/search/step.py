@@ -156,7 +156,9 @@ class SearchStep:
     def context(self, gates: Gates) -> Context:
         """What regularizers see, with a graph to the logits."""
         relaxation = self.recipe.relaxation
-        probabilities = {name: relaxation.probabilities(logit) for name, logit in self.state.logits.items()}
+        probabilities = {
+            name: relaxation.probabilities(logit, progress=self.progress) for name, logit in self.state.logits.items()
+        }
         drawn = {
             name: probabilities[name] if gate.probabilities is None else gate.probabilities
             for name, gate in gates.items()

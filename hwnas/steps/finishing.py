@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def train_run(
     compute: Compute | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
+    say: Callable[[str], None] | None = None,
 ) -> float:
     """Trains the run's architecture from scratch; writes ``weights.safetensors`` and ``training.json``.
 
@@ -50,7 +52,7 @@ def train_run(
     with process_group(compute.place):
         scores = train(
             network, images, run, options=options, compute=compute, seed=seed, identity=architecture.id,
-            checkpoint_seconds=checkpoint_seconds, progress=progress,
+            checkpoint_seconds=checkpoint_seconds, progress=progress, say=say,
         )  # fmt: skip
         if rank() != 0:
             return scores.top1

@@ -69,7 +69,7 @@ def search_run(
         resume: Go on with an interrupted run.
         other_device: Accept a table of another device; nothing is then measured here.
         checkpoint_seconds: Time between checkpoints.
-        progress: Told about every step.
+        progress: Told about every step, and about every path that is scored.
         say: Told what memory a step is predicted to need, and what it needed.
 
     Returns:
@@ -85,7 +85,7 @@ def search_run(
     images = matching_data(data, space, seed, classes)
     device = None if other_device else Device(profiler_of(table), table)
     config = {
-        **_described(space, table, budget, chosen, compute),
+        **_described(space, table, budget, chosen, compute, images),
         "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
         "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
         "data": data,
@@ -103,18 +103,19 @@ def search_run(
             return []
     if run.file("derivation.json").exists():  # finished before
         return recorded_rounds(run)
-    rounds = settled(meet_target(chosen.derivation, _finished(result, compute, seed), budget, device))
+    rounds = settled(meet_target(chosen.derivation, _finished(result, run, compute, seed, progress), budget, device))
     write_derivation(run, budget, rounds, result, images, compute)
     return rounds
 
 
 def _described(
-    space: SearchSpace, table: LatencyTable, budget: Budget, recipe: Recipe, compute: Compute
+    space: SearchSpace, table: LatencyTable, budget: Budget, recipe: Recipe, compute: Compute, images: ImageData
 ) -> dict[str, Any]:
     """What a run that is resumed must agree with."""
     return {
         "space": space.describe(),
         "table": {"path": str(Path(table.path or "").resolve()), "sha256": table_hash(table)},
+        "images": images.fingerprint,
         "max_ms": budget.max_ms,
         "resolved": recipe.resolved,
         "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
@@ -142,11 +143,15 @@ def _shared_folder(output: Path | str, config: dict[str, Any], compute: Compute,
     return RunFolder.open(output)
 
 
-def _finished(result: SearchResult, compute: Compute, seed: int) -> Finished:
+def _finished(
+    result: SearchResult, run: RunFolder, compute: Compute, seed: int, progress: Progress = no_progress
+) -> Finished:
     """Scores paths on the images of the architecture half; where there is none, on those that trained the weights."""
     held_out = result.weight_images if result.arch_images is None else result.arch_images
-    accuracy = PathAccuracy(result.supernet, result.weight_images, held_out, compute, seed)
-    return Finished(result.probabilities, accuracy, seed)
+    accuracy = PathAccuracy(
+        result.supernet, result.weight_images, held_out, compute, seed, path=run.file("scores.jsonl")
+    )
+    return Finished(result.probabilities, accuracy, seed, progress)
 
 
 def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> list[DerivationRound]:
@@ -167,7 +172,7 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])
     compute = Compute()
     result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
-    finished = _finished(result, compute, config["seed"])
+    finished = _finished(result, run, compute, config["seed"])
     limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
     device = Device(profiler_of(run.table()), run.table())
     rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))

@@ -1,4 +1,4 @@
-"""What every registered part must do; a package that adds one calls the same checks."""
+"""What profilers, exporters and tables must do; a package that adds one calls the same checks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from hwnas.latency.items import Item, models_for
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import Exporter, Profiler, Session
-from hwnas.search.protocols import Relaxation
 from hwnas.space import OpSignature
 from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import toy_space
@@ -49,30 +47,6 @@ def check_profiler(profiler: Profiler) -> None:
     assert samples, "it must time at least one run"
     assert all(math.isfinite(s) and s > 0 for s in samples), "times are positive and finite"
     session.close()
-
-
-def check_relaxation(relaxation: Relaxation) -> None:
-    """Gates name every choice, repeat under one seed, and agree with what they say of themselves.
-
-    Raises:
-        AssertionError: Names the broken promise.
-    """
-    space = toy_space()
-    logits = {c.name: nn.Parameter(torch.linspace(-1, 1, len(c.options))) for c in space.choices}
-    for progress in (0.0, 0.5, 1.0):
-        gates = relaxation(logits, progress=progress, generator=torch.Generator().manual_seed(7))
-        again = relaxation(logits, progress=progress, generator=torch.Generator().manual_seed(7))
-        assert set(gates) == set(logits), "every choice needs a gate"
-        for name, gate in gates.items():
-            assert torch.equal(gate.weights, again[name].weights), "the generator must be the only randomness"
-            assert gate.weights.shape == logits[name].shape, "one weight an option"
-            assert gate.active, "something must run"
-            assert not set(gate.active) & set(gate.probed), "an option is active or probed, not both"
-            idle = [k for k in range(len(gate.weights)) if k not in gate.active]
-            assert all(gate.weights[k] == 0 for k in idle), "an option that does not run weighs nothing"
-            if gate.hard:
-                assert len(gate.active) == 1, "a hard gate has one active option"
-                assert gate.weights[gate.active[0]] == 1, "whose weight is exactly one"
 
 
 def check_exporter(exporter: Exporter, folder: Path) -> Path:

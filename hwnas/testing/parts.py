@@ -1,8 +1,15 @@
-"""One of every kind of part, for the suites that run over all of them."""
+"""One of every relaxation, for the suites that run over all of them, and a step to run schemes in."""
 
 from __future__ import annotations
 
-from hwnas.search.protocols import Relaxation
+import torch
+from torch import nn
+
+from hwnas.compute import Compute
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
+from hwnas.search.protocols import Relaxation, SearchState
+from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import (
     BinaryGates,
     Categorical,
@@ -13,6 +20,9 @@ from hwnas.search.relaxations import (
     UniformPath,
 )
 from hwnas.search.schedules import Linear
+from hwnas.search.step import SearchStep
+from hwnas.supernet.supernet import Supernet
+from hwnas.testing.toys import toy_space, toy_table
 
 RELAXATIONS: dict[str, Relaxation] = {
     "softmax": Softmax(),
@@ -26,3 +36,36 @@ RELAXATIONS: dict[str, Relaxation] = {
     "categorical": Categorical(),
     "uniform": UniformPath(),
 }
+
+
+def toy_step(recipe: Recipe, *, num_layers: int = 1, progress: float = 0.5) -> SearchStep:
+    """A step of a recipe on the toy space: always the same weights, logits, images and seed.
+
+    Weights are moved by SGD with momentum and decay, logits by Adam, whatever the recipe says; the limit is half way
+    between the fastest and the slowest network.
+
+    Args:
+        recipe: Its parts are used, its optimizers and epochs are not.
+        num_layers: Of the toy space.
+        progress: Of the search, from 0 to 1.
+    """
+    space, generator = toy_space(num_layers=num_layers), torch.Generator().manual_seed(0)
+    model = LatencyModel.from_table(space, toy_table(space))
+    low, high = feasible_range_ms(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        supernet = Supernet(space).train()
+    logits = {c.name: nn.Parameter(0.1 * torch.randn(len(c.options), generator=generator)) for c in space.choices}
+    weight_batch, arch_batch = (
+        (torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 10, (4,), generator=generator))
+        for _ in range(2)
+    )
+    state = SearchState(
+        supernet,
+        logits,
+        torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2),
+        torch.optim.Adam(logits.values(), lr=0.01, betas=(0.5, 0.999)),
+        torch.Generator().manual_seed(0),
+    )
+    budget = Budget(model, (low + high) / 2)
+    return SearchStep(state, recipe, budget, Compute(device="cpu"), progress, weight_batch, lambda: arch_batch)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from hwnas.compute import evaluation_guard
 from hwnas.data import ImageDataset, evaluation_batches
 from hwnas.distributed import rank, summed, world_size
 
@@ -53,12 +54,17 @@ def score(
         num_workers: Processes that prepare batches ahead.
         over_ranks: Every rank takes a share of the images, and all get the scores of the whole. All ranks must
             call it, with the same weights.
+
+    Raises:
+        DataError: More than one in a thousand images cannot be read; lists them.
+        MemoryExhaustedError: The GPU is too small; says what would help.
     """
     share = {"rank": rank(), "num_ranks": world_size()} if over_ranks else {}
     device, training = next(network.parameters()).device, network.training
     network.eval()
     top1 = top5 = loss = count = 0.0
-    with contextlib.closing(evaluation_batches(dataset, batch_size, num_workers=num_workers, **share)) as batches:
+    found = evaluation_batches(dataset, batch_size, num_workers=num_workers, **share)
+    with evaluation_guard(device, batch_size), contextlib.closing(found) as batches:
         for some_images, some_labels in batches:
             images = some_images.to(device, memory_format=torch.channels_last, non_blocking=True)
             labels = some_labels.to(device, non_blocking=True)

@@ -72,7 +72,11 @@ class TrainingJob:
         return self._rate(self.state.step / self.total)
 
     def step(self, batch: Batch) -> float:
-        """Moves the weights and returns the loss before, the mean over all ranks.
+        """Moves the weights and returns the loss before, the mean over all ranks."""
+        return summed(self.move(batch)) / world_size()
+
+    def move(self, batch: Batch) -> float:
+        """Moves the weights and returns the loss before, of this rank's images.
 
         Gradients of the parts of a batch add up to that of their mean; other ranks' are averaged in at the
         last part.
@@ -92,7 +96,7 @@ class TrainingJob:
         state.optimizer.step()
         if state.average:
             state.average.update(state.network, state.step)
-        return summed(float(sum(losses))) / world_size()
+        return float(sum(losses))
 
     def finish_step(self, loss: float) -> bool:
         """Counts the step; returns whether an epoch ends with it."""
@@ -116,10 +120,14 @@ class TrainingJob:
         return scores, figures, {"images_per_second": num_images / seconds}
 
     def evaluate(self) -> Scores:
-        """Scores of the weights that will be kept, on the held-out images of all ranks."""
+        """Scores of the weights that will be kept, on the held-out images of all ranks.
+
+        Takes no more images at a time than a step does, so that it needs no more memory.
+        """
         broadcast(self.state.evaluated)  # batch-norm statistics are each rank's own
+        size = min(256, self.options.batch_size // (world_size() * self.compute.accumulate))
         workers = self.compute.num_workers
-        return score(self.state.evaluated, self.data.val, num_workers=workers, over_ranks=True)
+        return score(self.state.evaluated, self.data.val, batch_size=size, num_workers=workers, over_ranks=True)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.forward, DistributedDataParallel):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 
 from torch import nn
 
@@ -15,13 +17,15 @@ from hwnas.compute import Compute
 from hwnas.data import ImageData
 from hwnas.distributed import any_rank, rank, require_same, world_size
 from hwnas.errors import NumericsError
+from hwnas.memory import measured_peak, mib
 from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
 from hwnas.training.evaluation import Scores
 from hwnas.training.job import Batch, TrainingJob, create_stream
 from hwnas.training.objective import TrainingObjective
-from hwnas.training.optimizers import Average, create_optimizer
+from hwnas.training.optimizers import create_average, create_optimizer
 from hwnas.training.options import TrainingOptions
+from hwnas.training.rehearsal import PredictedPeak, predicted_peak, total_bytes
 from hwnas.training.state import Identity, TrainingState, kept
 from hwnas.training.teacher import create_teacher
 from hwnas.training.wrapping import wrapped
@@ -38,6 +42,7 @@ def train(
     identity: str = "",
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
+    say: Callable[[str], None] | None = None,
 ) -> Scores:
     """Trains in place and evaluates on the held-out images; the network ends with the averaged weights, if any.
 
@@ -56,58 +61,85 @@ def train(
         identity: What is trained; a checkpoint of something else is refused.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
+        say: Told, on rank 0, the predicted peak memory before the first step, and the measured one after it.
 
     Raises:
         NumericsError: The loss became NaN or infinite; names the step and the checkpoint that is kept.
         MemoryExhaustedError: The GPU is too small; says what would fit.
-        RunError: The checkpoint is of another network, other data or other options.
+        RunError: The checkpoint is of another network, other images or other options.
+        DataError: More than one in a thousand images cannot be read; lists them.
         UsageError: Options that exclude each other, such as a batch smaller than its parts.
         KeyboardInterrupt: After a signal to any rank, once the checkpoint is written.
     """
     options, compute = options or TrainingOptions(), compute or Compute()
     compute.check_parts(options.batch_size, world_size())
     stream = create_stream(data, options, compute, seed)
-    compute.move(network)
-    network.train()
-    state = TrainingState(network, create_optimizer(network, options), _average(network, options))
     how = {"precision": compute.precision, "parts": compute.accumulate * world_size()}
-    facts: Identity = {"network": identity, "data": data.spec, "seed": seed, **asdict(options), **how}
-
-    path = run.file("training.pt")
-    if path.exists():
-        state.restore(path, facts)
-    require_same("steps to start from", state.step)
-    objective = TrainingObjective(options, len(data.classes), seed, _teacher(data, options, compute))
-    job = TrainingJob(state, wrapped(network, compute), objective, options, compute, data, stream.steps_per_epoch)
-    with compute.memory_guard(options.batch_size), contextlib.closing(stream.batches(state.step)) as batches:
-        scores = _run(job, batches, run, facts, checkpoint_seconds, progress) or job.evaluate()
+    facts: Identity = {"network": identity, "data": data.fingerprint, "seed": seed, **asdict(options), **how}
+    network.train()
+    teacher = create_teacher(options.teacher, data) if options.teacher else None
+    objective = TrainingObjective(options, len(data.classes), seed, teacher)
+    rehearsed = functools.cache(partial(predicted_peak, network, objective, data, compute))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(compute.memory_guard(options.batch_size, lambda: total_bytes(rehearsed())))
+        for module in (network, teacher):
+            if module is not None:
+                compute.move(module)
+        state = TrainingState(network, create_optimizer(network, options), create_average(network, options))
+        path = run.file("training.pt")
+        if path.exists():
+            state.restore(path, facts)
+        require_same("steps to start from", state.step)
+        job = TrainingJob(state, wrapped(network, compute), objective, options, compute, data, stream.steps_per_epoch)
+        first = partial(_measured, job, rehearsed, say) if say and rank() == 0 else job.step
+        batches = stack.enter_context(contextlib.closing(stream.batches(state.step)))
+        scores = _run(job, first, batches, run, facts, checkpoint_seconds, progress) or job.evaluate()
     if state.average:
         network.load_state_dict(state.average.network.state_dict())
     return scores
 
 
+def _measured(
+    job: TrainingJob, rehearsed: Callable[[], PredictedPeak | None], say: Callable[[str], None], batch: Batch
+) -> float:
+    """The first step; says what memory it was predicted to need, and what it needed."""
+    predicted = rehearsed()
+    if predicted:
+        say(str(predicted))
+    if not predicted or job.compute.compile:  # compiled graphs cannot be looked into
+        return job.step(batch)
+    with measured_peak(job.compute.place) as peak:
+        loss = job.step(batch)
+    say(
+        f"measured in the first step: {mib(peak.bytes)} MiB of activations, gradients and new state, "
+        f"predicted {mib(predicted.step_bytes)}"
+    )
+    return loss
+
+
 def _run(
     job: TrainingJob,
+    step: Callable[[Batch], float],
     batches: Iterator[Batch],
     run: RunFolder,
     facts: Identity,
     checkpoint_seconds: float,
     progress: Progress,
 ) -> Scores | None:
-    """Does the steps that are left; returns the scores after the last one, if there was one to do."""
+    """Does the steps that are left, the first one as given; returns the scores after the last, if there was one."""
     state, path, scores, saved = job.state, run.file("training.pt"), None, time.monotonic()
     images, device = job.options.batch_size, job.compute.place
     meter = Meter(progress if rank() == 0 else no_progress, "training", images_per_step=images, device=device)
-    with DeferredSignals() as signals, _log(run, state.step) as log:
+    with DeferredSignals() as signals, _log(run, state.step) as run_log:
         while state.step < job.total:
-            figures = {"loss": job.step(next(batches))}
+            figures, step = {"loss": step(next(batches))}, job.step
             if not math.isfinite(figures["loss"]):
                 raise NumericsError(f"the loss is {figures['loss']} at step {state.step} of {job.total}; {kept(path)}")
             if job.finish_step(figures["loss"]):
                 scores, epoch, speed = job.finish_epoch()
                 figures["accuracy"] = scores.top1
-                if log:
-                    log.add(state.step - 1, epoch, meter.costs() | speed)
+                if run_log:
+                    run_log.add(state.step - 1, epoch, meter.costs() | speed)
             stop = any_rank(signals.received)
             meter(state.step, job.total, figures)
             due = stop or state.step == job.total or time.monotonic() - saved > checkpoint_seconds
@@ -121,15 +153,3 @@ def _run(
 
 def _log(run: RunFolder, start_step: int) -> contextlib.AbstractContextManager[RunLog | None]:
     return RunLog(run.path, "training", start_step=start_step) if rank() == 0 else contextlib.nullcontext()
-
-
-def _average(network: nn.Module, options: TrainingOptions) -> Average | None:
-    return Average(network, options.ema) if options.ema else None
-
-
-def _teacher(data: ImageData, options: TrainingOptions, compute: Compute) -> nn.Module | None:
-    if not options.teacher:
-        return None
-    teacher = create_teacher(options.teacher, data)
-    compute.move(teacher)
-    return teacher

@@ -64,6 +64,11 @@ class Average:
                 mine.copy_(theirs)
 
 
+def create_average(network: nn.Module, options: TrainingOptions) -> Average | None:
+    """The average that the options ask for."""
+    return Average(network, options.ema) if options.ema else None
+
+
 def _averaged(tensor: Tensor) -> bool:
     """Whether it is a number that can lie between two others; counters are copied."""
     return tensor.is_floating_point()

@@ -73,9 +73,10 @@ class TrainingState:
             raise RunError(f"checkpoint {path} was written by another version of hwnas. Delete it to train anew.")
         different = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
         if different:
+            advice = "Restore the images and their names, or delete it" if "data" in different else "Delete it"
             raise RunError(
                 f"checkpoint {path} is of another training ({_listed(stored, different)}; asked now: "
-                f"{_listed(asked, different)}). Delete it to train anew."
+                f"{_listed(asked, different)}). {advice} to train anew."
             )
         self.network.load_state_dict(snapshot["network"])
         self.optimizer.load_state_dict(snapshot["optimizer"])

@@ -14,6 +14,7 @@ from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
 from hwnas.latency.model import Indices
 from hwnas.search.derivations.band import HIGHEST_DRAWN, check_floor, sampler_within
+from hwnas.search.derivations.scoring import Scoring
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import BandSampler, Unseen
 from hwnas.space import Architecture
@@ -85,6 +86,7 @@ class Evolution(Derivation):
         """See ``Derivation``."""
         sampler = sampler_within(self, finished, budget)
         nursery = _Nursery(self, sampler, finished.seed)
+        scoring = Scoring(finished, budget, self.population * self.generations)
         accuracy: dict[Architecture, float] = {}
         ranked: list[Architecture] = []
         for generation in range(1, self.generations + 1):
@@ -92,12 +94,13 @@ class Evolution(Derivation):
             if not children:
                 LOGGER.info("evolution: no further architecture found; %d evaluated", len(ranked))
                 break
-            accuracy.update((child, finished.evaluate(child)) for child in children)
+            accuracy.update((child, scoring(child)) for child in children)
             ranked = sorted(accuracy, key=accuracy.__getitem__, reverse=True)
             LOGGER.info(
                 "evolution: generation %d of %d, %d evaluated, best accuracy %.4f at a predicted %.4g ms",
                 *(generation, self.generations, len(ranked), accuracy[ranked[0]], budget.model.exact_ms(ranked[0])),
             )
+        scoring.end()
         yield from ranked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from hwnas.latency.budget import Budget, solve
 from hwnas.search.derivations.band import check_floor, floor_ms
 from hwnas.search.protocols import Derivation, Finished
-from hwnas.search.sampling import log_probabilities
+from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.space import Architecture
 
 
@@ -30,11 +31,8 @@ class Argmax(Derivation):
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
         top = tuple(int(np.argmax(score)) for score in scores)
-        if allowed := budget.allows(model.exact_ms(space.architecture(top))):
-            yield space.architecture(top)
-        for indices in solve(model, scores, max_ms=budget.max_ms):
-            if not (allowed and indices == top):
-                yield space.architecture(indices)
+        first = [top] if budget.allows(model.exact_ms(space.architecture(top))) else []
+        yield from Unseen(space).among(itertools.chain(first, solve(model, scores, max_ms=budget.max_ms)))
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class MostProbableWithinBudget(Derivation):
         """See ``Derivation``."""
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
-        derived = False
-        for indices in solve(model, scores, max_ms=budget.max_ms, min_ms=floor_ms(self, budget)):
-            derived = True
-            yield space.architecture(indices)
-        if not derived:
-            yield from map(space.architecture, solve(model, scores, max_ms=budget.max_ms))
+        unseen = Unseen(space)
+        yield from unseen.among(solve(model, scores, max_ms=budget.max_ms, min_ms=floor_ms(self, budget)))
+        if not len(unseen):
+            yield from unseen.among(solve(model, scores, max_ms=budget.max_ms))

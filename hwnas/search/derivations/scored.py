@@ -7,18 +7,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
 from hwnas.search.derivations.band import HIGHEST_DRAWN, check_floor, sampler_within
+from hwnas.search.derivations.exact import MostProbableWithinBudget
+from hwnas.search.derivations.scoring import Scoring
 from hwnas.search.protocols import Derivation, Finished
+from hwnas.search.sampling import Unseen
 from hwnas.space import Architecture
 
 
 @dataclass(frozen=True)
 class SampleAndScore(Derivation):
-    """Draws different architectures from the final probabilities, within the limit, and yields the most accurate first.
+    """Scores the most probable architecture and others drawn from the final probabilities; the most accurate first.
 
-    From uniform probabilities this is random search with shared weights.
+    All are within the limit, and no two are the same network. The first is what
+    ``MostProbableWithinBudget(floor)`` derives. Uniform probabilities have no such network: all are drawn, which is
+    random search with shared weights.
 
     Args:
         num_samples: Architectures to score; fewer where draws find no more.
@@ -29,8 +36,8 @@ class SampleAndScore(Derivation):
 
     Source:
         FBNet, arXiv 1812.03443, section 3.3.
-        Differs: samples are compared with the weights of the supernet, where FBNet trains each from scratch, and
-        drawn under the condition that they keep the limit.
+        Differs: samples are compared with the weights of the supernet, where FBNet trains each from scratch; they are
+        drawn under the condition that they keep the limit; the most probable one is always among them.
     """
 
     num_samples: int
@@ -47,6 +54,11 @@ class SampleAndScore(Derivation):
 
     def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
         """See ``Derivation``."""
-        sampler = sampler_within(self, finished, budget)
-        drawn = itertools.islice(sampler.distinct(finished.seed), self.num_samples)
-        yield from sorted(drawn, key=finished.evaluate, reverse=True)
+        sampler, space = sampler_within(self, finished, budget), budget.model.space
+        candidates = sampler.distinct(finished.seed)
+        if any(np.ptp(score) > 0 for score in sampler.scores):
+            likely = MostProbableWithinBudget(self.floor)(finished, budget)
+            candidates = itertools.chain(itertools.islice(likely, 1), candidates)
+        different = Unseen(space).among(map(space.indices, candidates))
+        chosen = list(itertools.islice(different, self.num_samples))
+        yield from sorted(chosen, key=Scoring(finished, budget, len(chosen)), reverse=True)
