@@ -27,7 +27,7 @@ from hwnas.cli_profile import profile
 from hwnas.cli_search import search
 from hwnas.cli_tables import tables
 from hwnas.cli_train import train
-from hwnas.console import Reporter, console, errors, rows
+from hwnas.console import Reporter, console, errors, rows, say_proof
 from hwnas.errors import HwnasError, UsageError, VerificationError
 from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, load
 from hwnas.recipes import recipe_names
@@ -151,8 +151,6 @@ def export(
 @app.command()
 def verify(run: RunPath) -> None:
     """Prove the exported file: same numbers as PyTorch, and the promised milliseconds."""
-    from hwnas.demo import say_proof
-
     proof = load(PROOFS, "verify")(run)
     say_proof(proof, say)
     if proof["failures"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hwnas.console import console
+from hwnas.console import console, say_error
 from hwnas.space.library import create_space
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def built_space(name: str, resolution: int | None, num_classes: int | None, widt
 
 def describe_model(space: SearchSpace, table: LatencyTable) -> None:
     """Says how well a table predicts the networks of a space, and what latencies the space reaches."""
-    from hwnas.demo import say_error
     from hwnas.latency.budget import feasible_range_ms
     from hwnas.latency.model import LatencyModel
 

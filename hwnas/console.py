@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,12 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from hwnas.latency.model import LatencyModel
     from hwnas.metrics import Figures
     from hwnas.space import Architecture, SearchSpace
 
 # Of the processes that torchrun started, the first one speaks; errors are said by whoever has them.
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Say = Callable[[str], None]
+"""Told one line."""
 
 LINE_SECONDS = 10.0
 """Where there is no terminal, news at most this often, and at the end of every piece of work."""
@@ -142,3 +146,32 @@ def rows(title: str, header: tuple[str, ...], body: list[tuple[str, ...]]) -> No
     for row in body:
         table.add_row(*map(Text, row))  # as Text, since '[extra]' would be read as markup
     console.print(table)
+
+
+def say_error(model: LatencyModel, say: Say) -> None:
+    """States how well the table predicts whole networks, loudly if badly."""
+    say(f"   held-out error of the table: {model.error or 'unknown, no network was measured'}")
+    for name, error in (model.baselines or {}).items():
+        say(f"   {name} for comparison: {error}")
+    if model.poor:
+        say(
+            "   WARNING: this table predicts whole networks poorly. Close other programs, then profile again "
+            "with more --rounds and --networks."
+        )
+
+
+def say_proof(proof: dict[str, Any], say: Say) -> None:
+    """States numerics and latency of the exported file."""
+    from hwnas.latency.measurement import said_slowdown
+
+    numerics, latency = proof["numerics"], proof["latency"]
+    say(
+        f"   verified on {numerics['num_images']} held-out images: largest difference "
+        f"{numerics['max_difference']:.1e}, top-1 agreement {numerics['top1_agreement']:.1%}"
+    )
+    say(
+        f"   target {latency['target_ms']:.3f} ms | predicted {latency['predicted_ms']:.3f} ms | measured "
+        f"{latency['measured_ms']:.3f} ms (p50 {latency['p50_ms']:.3f}, p90 {latency['p90_ms']:.3f}, "
+        f"p99 {latency['p99_ms']:.3f}): {'met' if latency['met'] else 'MISSED'}"
+        f"{said_slowdown(latency['slowdown'])}"
+    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hwnas.console import draw
+from hwnas.console import Say, draw, say_error, say_proof
 from hwnas.errors import VerificationError
 from hwnas.latency.budget import feasible_range_ms
-from hwnas.latency.device import said_slowdown
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.sweep import profile
 from hwnas.metrics import Progress
@@ -19,8 +17,6 @@ from hwnas.search.target import MAX_ROUNDS
 from hwnas.space import create_space
 from hwnas.steps import default_target_ms, export_run, search_run, tighten_run, train_run
 from hwnas.training import TrainingOptions
-
-Say = Callable[[str], None]
 
 SPACE = "tiny-mbconv"
 NUM_NETWORKS = 30
@@ -95,30 +91,3 @@ def next_folder(output: Path) -> Path:
         number += 1
         folder = output.with_name(f"{output.name}-{number}")
     return folder
-
-
-def say_error(model: LatencyModel, say: Say) -> None:
-    """States how well the table predicts whole networks, loudly if badly."""
-    say(f"   held-out error of the table: {model.error or 'unknown, no network was measured'}")
-    for name, error in (model.baselines or {}).items():
-        say(f"   {name} for comparison: {error}")
-    if model.poor:
-        say(
-            "   WARNING: this table predicts whole networks poorly. Close other programs, then profile again "
-            "with more --rounds and --networks."
-        )
-
-
-def say_proof(proof: dict[str, Any], say: Say) -> None:
-    """States numerics and latency of the exported file."""
-    numerics, latency = proof["numerics"], proof["latency"]
-    say(
-        f"   verified on {numerics['num_images']} held-out images: largest difference "
-        f"{numerics['max_difference']:.1e}, top-1 agreement {numerics['top1_agreement']:.1%}"
-    )
-    say(
-        f"   target {latency['target_ms']:.3f} ms | predicted {latency['predicted_ms']:.3f} ms | measured "
-        f"{latency['measured_ms']:.3f} ms (p50 {latency['p50_ms']:.3f}, p90 {latency['p90_ms']:.3f}, "
-        f"p99 {latency['p99_ms']:.3f}): {'met' if latency['met'] else 'MISSED'}"
-        f"{said_slowdown(latency['slowdown'])}"
-    )

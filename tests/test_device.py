@@ -8,8 +8,9 @@ import pytest
 from torch import nn
 
 from hwnas.latency.calibration import calibration_record
-from hwnas.latency.device import NUM_TRIES, Device, Timed, said_slowdown
+from hwnas.latency.device import NUM_TRIES, Device, Timed
 from hwnas.latency.measure import NUM_ROUNDS
+from hwnas.latency.measurement import said_slowdown
 from hwnas.space import SearchSpace, Shape
 from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import AnalyticProfiler, AnalyticSession, toy_space, toy_table

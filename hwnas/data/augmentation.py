@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from hwnas.errors import UsageError
 
@@ -44,6 +43,8 @@ class RandAugment:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The image after the operations: uint8, the same shape."""
+        from torchvision.transforms import v2  # takes seconds
+
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         transform = v2.RandAugment(self.num_ops, self.magnitude, NUM_MAGNITUDES)
         # torchvision draws from the global generator of the CPU; torch.manual_seed would also seed the GPUs'

@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 from hwnas.errors import DataError
 
@@ -83,7 +83,9 @@ class ArrayImages:
         size, span = self.resolution, 2 * self.max_shift + 1
         top = int(torch.randint(0, span, size=(), generator=generator)) - self.max_shift
         left = int(torch.randint(0, span, size=(), generator=generator)) - self.max_shift
-        image: Tensor = F.crop_image(self.evaluation_image(index), top, left, size, size)
+        padded = pad(self.evaluation_image(index), [self.max_shift] * 4)
+        top, left = top + self.max_shift, left + self.max_shift
+        image = padded[:, top : top + size, left : left + size]
         return _maybe_mirrored(image, generator) if self.flip else image
 
     def name(self, index: int) -> str:
@@ -123,6 +125,8 @@ class PhotoFiles:
 
     def evaluation_image(self, index: int) -> Tensor:
         """The centre of the image: 87.5 % of its short side, resized."""
+        import torchvision.transforms.v2.functional as F  # takes seconds, and images in memory do without
+
         image = self._read(index)
         longest = MAX_ASPECT * min(image.size)
         if max(image.size) > longest:
@@ -133,6 +137,8 @@ class PhotoFiles:
 
     def augmented_image(self, index: int, generator: torch.Generator) -> Tensor:
         """A random part of the image, resized and perhaps mirrored."""
+        import torchvision.transforms.v2.functional as F
+
         image = self._read(index)
         top, left, height, width = _random_box(image.height, image.width, generator)
         crop = F.resized_crop(image, top, left, height, width, [self.resolution, self.resolution])
@@ -168,15 +174,15 @@ def resized(images: Tensor, resolution: int) -> Tensor:
     """Resizes uint8 images ``(N, C, H, W)`` or ``(C, H, W)`` to a square: bilinear, antialiased."""
     if images.shape[-2:] == (resolution, resolution):
         return images
-    result: Tensor = F.resize_image(images, [resolution, resolution], antialias=True)
-    return result
+    batch = images.reshape(-1, *images.shape[-3:])
+    result = interpolate(batch, (resolution, resolution), mode="bilinear", antialias=True)
+    return result.reshape(*images.shape[:-2], resolution, resolution)
 
 
 def _maybe_mirrored(image: Tensor, generator: torch.Generator) -> Tensor:
     if float(torch.rand(1, generator=generator)) >= 0.5:
         return image
-    mirrored: Tensor = F.horizontal_flip_image(image)
-    return mirrored
+    return image.flip(-1)
 
 
 def _random_box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10
 
 from hwnas.data.arrays import Split, array_data, read_npz
 from hwnas.data.dataset import ImageData
@@ -102,6 +101,8 @@ def _load_digits(spec: str, path: Path, resolution: int, num_classes: int | None
 
 
 def _load_cifar10(spec: str, path: Path, resolution: int, num_classes: int | None) -> ImageData:
+    from torchvision.datasets import CIFAR10
+
     root = path.resolve().parent if path.resolve().name == CIFAR_FOLDER else path
     if not (root / CIFAR_FOLDER).is_dir():
         raise DataError(

@@ -121,10 +121,3 @@ class Device:
                 stack.enter_context(contextlib.closing(self.profiler.prepare(model, item.input_shape)))
                 for item, (model, _) in zip(items, models_for(items, self.profiler), strict=True)
             ]
-
-
-def said_slowdown(slowdown: float) -> str:
-    """What to say behind a latency; nothing where the device was as fast as in its sweep."""
-    if slowdown == 1:
-        return ""
-    return f" (the device is {slowdown:.2f} times slower than in its sweep; the latency is at that speed)"

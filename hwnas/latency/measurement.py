@@ -74,3 +74,10 @@ def summarise(rounds: Sequence[Sequence[float]]) -> Measurement:
 def failure(error: str) -> Measurement:
     """The record of a measurement that did not succeed."""
     return Measurement(math.nan, math.nan, math.nan, math.nan, 0, "failed", " ".join(error.split())[:300])
+
+
+def said_slowdown(slowdown: float) -> str:
+    """What to say behind a latency; nothing where the device was as fast as in its sweep."""
+    if slowdown == 1:
+        return ""
+    return f" (the device is {slowdown:.2f} times slower than in its sweep; the latency is at that speed)"

@@ -8,7 +8,8 @@ from typing import Any
 
 from hwnas.errors import InfeasibleBudgetError
 from hwnas.latency.budget import Budget
-from hwnas.latency.device import Device, said_slowdown
+from hwnas.latency.device import Device
+from hwnas.latency.measurement import said_slowdown
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.space import Architecture
 from hwnas.supernet.supernet import Network
