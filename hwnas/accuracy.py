@@ -86,10 +86,10 @@ class PathAccuracy:
 
     @property
     def _identity(self) -> str:
-        """Digest of what decides the answers: settings, labels of all images, weights."""
+        """Digest of what decides the answers: settings, all images and their order, weights."""
         digest = hashlib.sha256(repr((self.seed, self.num_batches, self.batch_size, self.max_images)).encode())
-        for labels in (self.weight_images.labels, self.held_out.labels):
-            digest.update(labels.tobytes())
+        for images in (self.weight_images, self.held_out):
+            digest.update(images.fingerprint.encode() + images.labels.tobytes())
         for name, value in self.supernet.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -100,7 +100,8 @@ class PathAccuracy:
         count = min(self.max_images, len(self.held_out))  # spread evenly, as folders are read class by class
         numbers = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
         images = self.held_out.subset(numbers).unnormalised()
-        return list(evaluation_batches(images, SCORED_AT_A_TIME, num_workers=self.compute.num_workers))
+        batches = evaluation_batches(images, SCORED_AT_A_TIME, num_workers=self.compute.num_workers)
+        return [(_own(pixels), labels) for pixels, labels in batches]
 
     @cached_property
     def _recalibrating(self) -> list[Tensor]:
@@ -113,7 +114,7 @@ class PathAccuracy:
             num_workers=self.compute.num_workers,
         )
         with contextlib.closing(stream.batches(0)) as batches:
-            return [pixels for pixels, _ in itertools.islice(batches, self.num_batches)]
+            return [_own(pixels) for pixels, _ in itertools.islice(batches, self.num_batches)]
 
     def _ready(self, dataset: ImageDataset, pixels: Tensor) -> Tensor:
         images = dataset.normalised(pixels.to(self.compute.place, non_blocking=True))
@@ -132,6 +133,11 @@ class PathAccuracy:
         network = extract(self.supernet, architecture)
         recalibrate_batchnorm(network, (self._ready(self.weight_images, pixels) for pixels in self._recalibrating))
         return network
+
+
+def _own(pixels: Tensor) -> Tensor:
+    """Memory of this process; what workers hand over lies in shared memory, of which there is little."""
+    return pixels.clone() if pixels.is_shared() else pixels  # type: ignore[no-untyped-call]
 
 
 class _Answers:

@@ -74,7 +74,8 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
         if proof["latency"]["met"] or tried >= MAX_ROUNDS:
             break
         say("   the exported file misses the target: tighten and derive again")
-        rounds = tighten_run(run, proof["latency"]["measured_ms"], num_rounds=MAX_ROUNDS - tried)
+        missed = {name: proof["latency"][name] for name in ("measured_ms", "slowdown")}
+        rounds = tighten_run(run, **missed, num_rounds=MAX_ROUNDS - tried)
         tried += len(rounds)
         if not rounds:
             break

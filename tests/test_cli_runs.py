@@ -184,7 +184,7 @@ def test_run_of_another_space(hwnas: Run, resume: Run, run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entries", "message"),
-    [({"format_version": 99}, "made by another version of hwnas; this one reads format 1"), (None, "read as JSON")],
+    [({"format_version": 99}, "made by another version of hwnas; this one reads format 2"), (None, "read as JSON")],
 )
 def test_run_of_another_format(
     hwnas: Run, resume: Run, run: Path, entries: dict[str, Any] | None, message: str
@@ -241,10 +241,13 @@ def test_no_run(hwnas: Run, tmp_path: Path, command: str) -> None:
     assert not (tmp_path / "absent").exists()
 
 
-def test_train_before_the_search_is_finished(hwnas: Run, run: Path) -> None:
-    (run / "architecture.json").unlink()
+def test_train_before_the_search_is_finished(hwnas: Run, resume: Run, run: Path) -> None:
+    found = (run / "architecture.json").read_bytes()
+    (run / "architecture.json").unlink()  # as a kill between the last two files leaves it
     for command in ("train", "export"):
         hwnas(command, run).failed(1, f"{run} has no architecture yet", "'hwnas search --resume' to the end")
+    resume("--resume").done()
+    assert (run / "architecture.json").read_bytes() == found
 
 
 def test_export_before_train_and_verify_before_export(hwnas: Run, run: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hwnas.data import ImageData, load_data
+from hwnas.data.arrays import Split, array_data
 from hwnas.errors import RunError
 from hwnas.run import RunFolder
 from hwnas.steps import tighten_run
@@ -55,6 +56,19 @@ def test_files_that_change_are_other_images(images: Path, change: Change) -> Non
     assert before == load(images).fingerprint
     change(images)
     assert load(images).fingerprint != before
+
+
+def test_the_same_images_treated_otherwise_are_others(images: Path) -> None:
+    assert load(images).fingerprint != load(images, resolution=8).fingerprint
+    half = Split(np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 2)
+    kinds = [
+        array_data(
+            "mine", half, half, classes=("a", "b"), num_classes=None, resolution=resolution, flip=flip
+        ).fingerprint
+        for resolution, flip in ((8, False), (8, False), (8, True), (16, False))
+    ]
+    assert kinds[0] == kinds[1]
+    assert len(set(kinds)) == 3
 
 
 def test_the_same_files_elsewhere_are_the_same_images(images: Path, tmp_path: Path) -> None:

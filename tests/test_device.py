@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from hwnas.errors import MeasurementError
 from hwnas.latency.calibration import calibration_record
 from hwnas.latency.device import NUM_TRIES, Device, Timed
 from hwnas.latency.measure import NUM_ROUNDS
@@ -100,6 +101,26 @@ def test_a_device_slower_than_in_its_sweep_is_told_from_a_slow_network(
     own, *witnesses = profiler.sessions
     assert [each.visits for each in witnesses] == 3 * [NUM_ROUNDS]
     assert all(each.closed for each in (own, *witnesses))
+
+
+def test_noise_is_no_slowdown(space: SearchSpace, network: Network, true_ms: float) -> None:
+    timed = swept(Changing(1.008), space).measure(network, space, limit_ms=0.99 * true_ms)
+    assert timed.slowdown == 1.0
+    assert timed.ms == pytest.approx(1.008 * true_ms)
+
+
+def test_networks_of_the_sweep_that_fail_today_cost_nothing(
+    space: SearchSpace, network: Network, true_ms: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Changing):
+        def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> AnalyticSession:
+            if self.sessions:
+                raise MeasurementError("out of memory")
+            return super().prepare(model, input_shape)
+
+    timed = swept(Full(1.5), space).measure(network, space, limit_ms=true_ms)
+    assert (timed.slowdown, timed.ms) == (1.0, pytest.approx(1.5 * true_ms))
+    assert "cannot be timed again (out of memory)" in caplog.text
 
 
 def test_a_slow_network_is_not_excused(space: SearchSpace, network: Network, true_ms: float) -> None:

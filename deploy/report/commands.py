@@ -72,7 +72,7 @@ def _space(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those that have a flag, and the others to be set by name."""
-    flags = {name: arguments[name] for name in arguments if name in ("num_epochs", "batch_size")}
+    flags = {name: value for name in ("num_epochs", "batch_size") if isinstance(value := arguments.get(name), int)}
     return {**flags, "set": [f"{name}={_text(value)}" for name, value in arguments.items() if name not in flags]}
 
 

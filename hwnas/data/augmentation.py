@@ -40,10 +40,11 @@ class RandAugment:
                 f"RandAugment with {self.num_ops} operations of magnitude {self.magnitude} is not possible; expected "
                 f"at least 1 operation and a magnitude of 0 to {NUM_MAGNITUDES - 1}. Use for example 2 and 9."
             )
+        import torchvision.transforms.v2  # noqa: F401 - takes seconds: once here, not in every worker
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The image after the operations: uint8, the same shape."""
-        from torchvision.transforms import v2  # takes seconds
+        from torchvision.transforms import v2
 
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         transform = v2.RandAugment(self.num_ops, self.magnitude, NUM_MAGNITUDES)

@@ -122,13 +122,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def fingerprint(self) -> str:
-        """Says which images these are: their number, and a hash of labels, class names and traits.
+        """Says which images these are: their number, and a hash of labels, classes, traits and treatment.
 
         The same in any order, and wherever the data set lies. Files are told apart by their names alone, relative to
         ``train/`` or ``val/``: none is opened, and one that was overwritten goes unnoticed. Of images in memory some
         pixels count.
         """
-        digest = hashlib.sha256(repr(self.classes).encode("utf-8", "surrogateescape"))
+        made = (self.classes, self._images.treatment, self._shift.tolist(), self._scale.tolist())
+        digest = hashlib.sha256(repr(made).encode("utf-8", "surrogateescape"))
         order = np.argsort(self._positions, kind="stable")
         digest.update(self.labels[order].tobytes())
         digest.update(self._images.traits(self._positions[order]))

@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class Images(Protocol):
     @property
     def resolution(self) -> int:
         """Side of every image handed out, in pixels."""
+
+    @property
+    def treatment(self) -> tuple[Any, ...]:
+        """Everything that decides what is made of the images."""
 
     def evaluation_image(self, index: int) -> Tensor:
         """The image as it is evaluated: uint8, ``(1 or 3, resolution, resolution)``."""
@@ -74,6 +78,11 @@ class ArrayImages:
     max_shift: int
     flip: bool
 
+    @property
+    def treatment(self) -> tuple[Any, ...]:
+        """See ``Images``."""
+        return self.resolution, self.max_shift, self.flip
+
     def evaluation_image(self, index: int) -> Tensor:
         """The image, resized where its size differs."""
         return resized(self.pixels[index], self.resolution)
@@ -95,7 +104,7 @@ class ArrayImages:
     def traits(self, indices: np.ndarray) -> bytes:
         """Their shape, and of each image numbers at ``NUM_SAMPLED`` or more places spread over it."""
         numbers = self.pixels.flatten(1)
-        places = numbers[:, :: max(1, numbers.shape[1] // NUM_SAMPLED)]
+        places = numbers[:, :: max(1, numbers.shape[1] // NUM_SAMPLED) | 1]  # odd, to meet every column
         return repr(self.pixels.shape[1:]).encode() + places[torch.from_numpy(indices)].numpy().tobytes()
 
 
@@ -123,9 +132,17 @@ class PhotoFiles:
     names: np.ndarray
     resolution: int
 
+    @property
+    def treatment(self) -> tuple[Any, ...]:
+        """See ``Images``."""
+        return (self.resolution,)
+
+    def __post_init__(self) -> None:
+        import torchvision.transforms.v2.functional  # noqa: F401 - takes seconds: once here, not in every worker
+
     def evaluation_image(self, index: int) -> Tensor:
         """The centre of the image: 87.5 % of its short side, resized."""
-        import torchvision.transforms.v2.functional as F  # takes seconds, and images in memory do without
+        import torchvision.transforms.v2.functional as F
 
         image = self._read(index)
         longest = MAX_ASPECT * min(image.size)

@@ -62,7 +62,8 @@ class UnreadableImages:
             more = f" and {len(self) - NUM_LISTED} more" if len(self) > NUM_LISTED else ""
             raise DataError(
                 f"{len(self)} of {self.num_images} images cannot be read, expected at most {MAX_SHARE:.1%}: "
-                f"{', '.join([*self._names][:NUM_LISTED])}{more}. Replace them or remove them from their class "
-                "folders; the warnings before this say what is wrong with each. If many are good elsewhere, "
-                "check the disk or copy the data set again."
+                f"{', '.join([*self._names][:NUM_LISTED])}{more}. Replace them by "
+                "readable ones of the same names and go on, or remove them and choose another output; the warnings "
+                "before this say what is wrong with each. If many are good elsewhere, check the disk or copy the data "
+                "set again."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
+from hwnas.errors import MeasurementError
 from hwnas.latency.calibration import measured_networks
 from hwnas.latency.items import Item, models_for
 from hwnas.latency.measure import NUM_ROUNDS, ROUND_MS, as_consumed, time_rounds
@@ -21,11 +23,17 @@ if TYPE_CHECKING:
     from hwnas.plugins import Profiler, Session
     from hwnas.space import SearchSpace
 
+LOGGER = logging.getLogger("hwnas")
+
 NUM_WITNESSES = 3
+"""The median of three is not misled by one of them."""
+
+NOISE = 1.01
+"""A ratio up to this is no slowdown; so far apart are two measurements of the same network."""
 
 NUM_TRIES = 4
 PAUSE_SECONDS = 1.0
-"""Tries before a miss is looked into: neighbours on a shared machine disturb for seconds.
+"""Tries before a miss is held against the sweep's networks: neighbours on a shared machine disturb for seconds.
 
 A sweep visits an operator in many moments and judges it by the quieter ones; one model timed in one go may meet a bad
 moment only.
@@ -38,8 +46,8 @@ class Timed:
 
     Args:
         rounds: Run times in milliseconds, by round.
-        slowdown: How many times slower than in the table's sweep the device was meanwhile, at least 1; 1 where nothing
-            gave a reason to look.
+        slowdown: How many times slower than in the table's sweep the device was meanwhile; 1 where it was
+            not, or nothing gave a reason to look.
     """
 
     rounds: list[list[float]]
@@ -92,9 +100,11 @@ class Device:
         while tried[-1].ms > limit_ms and len(tried) < NUM_TRIES:
             time.sleep(PAUSE_SECONDS)
             tried.append(Timed(time_rounds(session)))
-        known = self._witnesses(space, limit_ms)
-        if tried[-1].ms > limit_ms and known:
-            tried.append(self._beside(session, known))
+        if tried[-1].ms > limit_ms and (known := self._witnesses(space, limit_ms)):
+            try:
+                tried.append(self._beside(session, known))
+            except (MeasurementError, MemoryError) as error:  # the network itself was timed
+                LOGGER.warning("networks of the table's sweep cannot be timed again (%s)", error)
         return min(tried, key=lambda each: each.ms)
 
     def _beside(self, session: Session, known: list[tuple[Item, float]]) -> Timed:
@@ -103,7 +113,8 @@ class Device:
             rounds = [[each.time_ms(budget_ms=ROUND_MS) for each in (session, *witnesses)] for _ in range(NUM_ROUNDS)]
         own, *others = ([visits[i] for visits in rounds] for i in range(1 + len(known)))
         ratios = [summarise(other).ms / ms for other, (_, ms) in zip(others, known, strict=True)]
-        return Timed(own, max(1.0, float(np.median(ratios))))
+        slowdown = float(np.median(ratios))
+        return Timed(own, slowdown if slowdown > NOISE else 1.0)
 
     def _witnesses(self, space: SearchSpace, near_ms: float) -> list[tuple[Item, float]]:
         """Networks of the sweep whose latency is nearest, and that latency."""

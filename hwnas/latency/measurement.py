@@ -80,4 +80,4 @@ def said_slowdown(slowdown: float) -> str:
     """What to say behind a latency; nothing where the device was as fast as in its sweep."""
     if slowdown == 1:
         return ""
-    return f" (the device is {slowdown:.2f} times slower than in its sweep; the latency is at that speed)"
+    return f" (the device is {slowdown:.2f} times slower than in its sweep; the latency is given at the sweep's speed)"

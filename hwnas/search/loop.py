@@ -186,7 +186,7 @@ def _steps(
                 )
             )
         arch_stream = _stream(arch_images, recipe, compute, seed + 1)
-    total = math.ceil(recipe.num_epochs * weight_stream.steps_per_epoch)
+    total = math.ceil(round(recipe.num_epochs * weight_stream.steps_per_epoch, 6))
     if state.step >= total:
         return
     predicted = predicted_peak(budget, recipe, compute=compute)

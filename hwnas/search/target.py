@@ -26,7 +26,7 @@ class DerivationRound:
 
     Args:
         architecture: What was derived.
-        limit_ms: The internal limit it was derived under; at most the target.
+        limit_ms: The internal limit it was derived under.
         predicted_ms: Its predicted latency.
         measured_ms: Measured latency at the device's speed in the table's sweep; None where the device is not here.
         met: Whether it keeps the target, by measurement where there is one.

@@ -101,8 +101,8 @@ def search_run(
         )  # fmt: skip
         if rank() != 0:
             return []
-    if run.file("derivation.json").exists():  # finished before
-        return recorded_rounds(run)
+    if run.file("derivation.json").exists():
+        return _finished_before(run)
     rounds = settled(meet_target(chosen.derivation, _finished(result, run, compute, seed, progress), budget, device))
     write_derivation(run, budget, rounds, result, images, compute)
     return rounds
@@ -134,6 +134,13 @@ def recorded_rounds(run: RunFolder) -> list[DerivationRound]:
     ]
 
 
+def _finished_before(run: RunFolder) -> list[DerivationRound]:
+    """The rounds of a finished run, whose architecture may be missing still if it was killed."""
+    rounds = recorded_rounds(run)
+    run.save_architecture(rounds[-1].architecture)
+    return rounds
+
+
 def _shared_folder(output: Path | str, config: dict[str, Any], compute: Compute, resume: bool) -> RunFolder:
     """Rank 0 makes the run's folder, then all open it."""
     if rank() == 0:
@@ -154,12 +161,15 @@ def _finished(
     return Finished(result.probabilities, accuracy, seed, progress)
 
 
-def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> list[DerivationRound]:
+def tighten_run(
+    run: RunFolder, measured_ms: float, *, slowdown: float = 1.0, num_rounds: int = 1
+) -> list[DerivationRound]:
     """Derives again after the trained and exported network missed the target.
 
     Args:
         run: A searched run; keeps its earlier rounds, the last of them with what the exported file measured.
         measured_ms: What the exported file measured.
+        slowdown: Of the device meanwhile; see ``Timed``.
         num_rounds: Derivations at most.
 
     Returns:
@@ -178,9 +188,9 @@ def tighten_run(run: RunFolder, measured_ms: float, *, num_rounds: int = 1) -> l
     rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))
     if rounds:
         earlier = read_json(run.file("derivation.json"))["rounds"]
-        earlier[-1] |= {"measured_ms": measured_ms, "met": False}
-        write_derivation(run, budget, rounds, result, images, compute, earlier=earlier)
+        earlier[-1] |= {"measured_ms": measured_ms, "met": False, "slowdown": slowdown}
         run.file("training.pt").unlink(missing_ok=True)
+        write_derivation(run, budget, rounds, result, images, compute, earlier=earlier)
     return rounds
 
 

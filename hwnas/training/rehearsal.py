@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hwnas.compute import Compute
 from hwnas.data import ImageData
 from hwnas.distributed import alone, world_size
+from hwnas.errors import HwnasError
 from hwnas.memory import mib
 from hwnas.rehearsal import META, Planned, Shapes, cast_parameters, fill
 from hwnas.training.job import TrainingJob
@@ -73,6 +74,8 @@ def predicted_peak(
     """
     try:
         return _rehearsed(network, objective, data, compute)
+    except HwnasError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:  # of code that is not ours
         log.warning("the memory of this training cannot be predicted (%s).", error)
         return None

@@ -23,7 +23,7 @@ from hwnas.space import Architecture
 class SampleAndScore(Derivation):
     """Scores the most probable architecture and others drawn from the final probabilities; the most accurate first.
 
-    All are within the limit, and no two are the same network. The first is what
+    All are within the limit, and no two are the same network. One of them is what
     ``MostProbableWithinBudget(floor)`` derives. Uniform probabilities have no such network: all are drawn, which is
     random search with shared weights.
 
