@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/hwnas demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

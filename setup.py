@@ -40,7 +40,7 @@ setup(
         "tensorrt": ["tensorrt>=10.3"],
         "rtx": ["tensorrt-rtx-cu13>=1.4"],
         "remote": ["ziglang>=0.13"],
-        "dev": ["pytest>=8", "mypy>=1.15", "ruff>=0.11", "pandas-stubs", "scipy-stubs"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "mypy>=1.15", "ruff>=0.11", "pandas-stubs", "scipy-stubs"],
     },
     entry_points={
         "console_scripts": ["hwnas = hwnas.cli:main"],

@@ -194,6 +194,8 @@ def test_the_limit_moves_by_what_was_measured(budget: Budget, slowdown: float, m
         assert each.met == (each.measured_ms <= target.max_ms)
         assert each.predicted_ms <= each.limit_ms
     assert len({each.architecture for each in rounds}) == len(rounds)
+    moved = {0.98 * target.max_ms * each.predicted_ms / (each.measured_ms or 0) for each in rounds}
+    assert {each.limit_ms for each in rounds} <= {target.max_ms, *moved}
     assert rounds[-1].met
     if slowdown > 1:
         assert len(rounds) > 1

@@ -19,6 +19,9 @@ MAX_ROUNDS = 4
 FLOOR = 0.95
 """Share of the target to use at least, where the space allows it; a budget left unused buys nothing."""
 
+AIM = 0.98
+"""Share of the target that a moved limit aims at: measured again, a network is a percent slower or faster."""
+
 
 @dataclass(frozen=True)
 class DerivationRound:
@@ -63,9 +66,9 @@ def meet_target(
 ) -> Iterator[DerivationRound]:
     """Derives under an internal limit and measures; moves the limit by what was observed and derives again.
 
-    The next internal limit is ``target * predicted / measured`` of the last round. After a miss that is tighter, and
-    excludes the architecture that missed; after a network that leaves more than a twentieth of the target unused it is
-    looser, once the table has proved too careful.
+    After a miss the next internal limit (see ``moved_limit_ms``) is tighter, and excludes the architecture that missed;
+    after a network that leaves more than a twentieth of the target unused it is looser, once the table has proved too
+    careful.
 
     Args:
         derivation: Finished search -> architectures.
@@ -99,7 +102,12 @@ def meet_target(
         yield DerivationRound(derived, limit, predicted, timed.ms, met, timed.slowdown)
         if met and (timed.ms >= FLOOR * budget.max_ms or limit >= high):
             return
-        limit = budget.max_ms * predicted / timed.ms
+        limit = moved_limit_ms(budget, predicted, timed.ms)
+
+
+def moved_limit_ms(budget: Budget, predicted_ms: float, measured_ms: float) -> float:
+    """The predicted latency of a network that would measure just within the target, by how far one was off."""
+    return AIM * budget.max_ms * predicted_ms / measured_ms
 
 
 def settled(rounds: Iterable[DerivationRound]) -> list[DerivationRound]:

@@ -24,7 +24,7 @@ from hwnas.run import RunFolder, table_hash
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
-from hwnas.search.target import DerivationRound, meet_target, settled
+from hwnas.search.target import DerivationRound, meet_target, moved_limit_ms, settled
 from hwnas.space import SearchSpace, macs, parameters
 from hwnas.steps.inputs import matching_data, profiler_of, supernet_weights, target_budget
 
@@ -183,7 +183,7 @@ def tighten_run(
     compute = Compute()
     result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
     finished = _finished(result, run, compute, config["seed"])
-    limit = budget.max_ms * budget.model.exact_ms(run.architecture()) / measured_ms
+    limit = moved_limit_ms(budget, budget.model.exact_ms(run.architecture()), measured_ms)
     device = Device(profiler_of(run.table()), run.table())
     rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))
     if rounds:
