@@ -150,9 +150,9 @@ def searches(arguments: argparse.Namespace) -> None:
     if arguments.table:
         model = LatencyModel.from_table(space, hwnas.LatencyTable.load(arguments.table))
     unit = "ms" if arguments.table else "M MACs"
-    known = {(row["seed"], row["recipe"], row["limit"], row["unit"]) for row in rows("search")}
+    known = {(row["seed"], row["recipe"], row["limit"], row["unit"], row["steps"]) for row in rows("search")}
     for limit, name in itertools.product(map(float, arguments.limits.split(",")), arguments.recipes.split(",")):
-        if (arguments.seed, name, limit, unit) in known:
+        if (arguments.seed, name, limit, unit, arguments.steps) in known:
             continue
         started, recipe, budget = (
             time.monotonic(),
@@ -170,8 +170,8 @@ def searches(arguments: argparse.Namespace) -> None:
             record(
                 {
                     "stage": "search", "seed": arguments.seed, "recipe": label, "limit": limit, "unit": unit,
-                    "architecture": code, "cost": model.exact_ms(best), "accuracy": truth.mean_acc[code],
-                    "seconds": took,
+                    "steps": arguments.steps, "architecture": code, "cost": model.exact_ms(best),
+                    "accuracy": truth.mean_acc[code], "seconds": took,
                 }
             )  # fmt: skip
 
@@ -206,7 +206,7 @@ def summary(arguments: argparse.Namespace) -> None:
     print(pd.DataFrame(rows("ranking")).to_string(index=False))  # noqa: T201
     found = pd.DataFrame(rows("search"))
     truth, space, model = read_truth(arguments.truth), hwnas.create_space("nas-bench-macro"), mac_model()
-    for (unit, limit), group in found.groupby(["unit", "limit"]):
+    for (unit, limit), group in found[found.steps == arguments.steps].groupby(["unit", "limit"]):
         if unit == "ms":
             model = LatencyModel.from_table(space, hwnas.LatencyTable.load(arguments.table))
         cost = model.exact_ms_many([[int(digit) for digit in code] for code in truth.arch])

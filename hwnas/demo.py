@@ -75,7 +75,7 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
             break
         say("   the exported file misses the target: tighten and derive again")
         missed = {name: proof["latency"][name] for name in ("measured_ms", "slowdown")}
-        rounds = tighten_run(run, **missed, num_rounds=MAX_ROUNDS - tried)
+        rounds = tighten_run(run, **missed, num_rounds=MAX_ROUNDS - tried, progress=progress)
         tried += len(rounds)
         if not rounds:
             break

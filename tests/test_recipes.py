@@ -127,7 +127,9 @@ def test_the_published_term_takes_a_table_below_a_millisecond(
     share = [] if name == "fbnet" else ["--set", "weight_share=0.8"]
     command = ["search", *small, "--table", table, "--recipe", name, "--set", "published=True", *share, "--data", noise]
     command += ["--epochs", 2, "--batch-size", 4, "--output", tmp_path / "run"]
-    hwnas(*command).failed(2, "whose logarithm is not positive", "--set units_per_ms=1000")
+    refused = hwnas(*command)
+    refused.failed(2, "whose logarithm is not positive", "--set units_per_ms=1000")
+    assert "predicted peak" not in refused.out, "refused before the first step"
     hwnas(*command[:-1], tmp_path / "us", "--set", "units_per_ms=1000")
     log = [entry for entry in read_log(tmp_path / "us" / "search.jsonl") if "arch_loss" in entry]
     assert log

@@ -122,9 +122,13 @@ def test_within_the_limit_the_hinge_is_flat_and_the_absolute_term_symmetric() ->
 
 def test_a_logarithm_below_one_unit_is_refused_and_the_unit_can_be_chosen() -> None:
     loss = torch.tensor(2.0, dtype=torch.float64)
-    for ms, sampled_ms in ((0.5, None), (0.5, 2.0), (2.0, 0.5)):  # also a network that is not drawn now
-        with pytest.raises(UsageError, match=r"take down to 0.5 units.*--set units_per_ms=1000.*it is 1 now"):
+    refused = pytest.raises(UsageError, match=r"take down to 0.5 units.*--set units_per_ms=1000.*it is 1 now")
+    for ms, sampled_ms in ((0.5, None), (2.0, 0.5)):
+        with refused:
             LogLatency()(loss, context(ms, sampled_ms=sampled_ms))
+    with refused:  # before anything is drawn
+        LogLatency().check(context(0.5).budget)
+    LogLatency(units_per_ms=1000).check(context(0.5).budget)
     with pytest.raises(UsageError, match="units_per_ms is 0; expected more than 0"):
         LogLatency(units_per_ms=0)
     # 500 microseconds: 2 * 0.2 * log(500) ** 0.6 = 0.4 * 6.2146 ** 0.6.

@@ -97,7 +97,7 @@ def search(
         MemoryExhaustedError: The device has too little memory.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
-    _check(compute, recipe)
+    _check(compute, recipe, budget)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
     checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint)
     with contextlib.ExitStack() as stack:
@@ -138,8 +138,10 @@ def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[S
         raise NumericsError(f"{error}; {kept}. Lower the learning rate, or look for broken images.") from error
 
 
-def _check(compute: Compute, recipe: Recipe) -> None:
+def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
     compute.check_parts(recipe.batch_size, world_size())
+    for term in recipe.regularizers:
+        term.check(budget)
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "

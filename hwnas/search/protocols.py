@@ -120,6 +120,14 @@ class Context:
 class Regularizer(Protocol):
     """(loss, context) -> loss, so that sums, products and hinges all fit."""
 
+    def check(self, budget: Budget) -> None:
+        """Refuses, before the first step, a space or a limit for which the term means nothing.
+
+        Raises:
+            UsageError: Says what would do.
+        """
+        return
+
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """The loss with this term."""
 

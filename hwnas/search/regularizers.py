@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hwnas.errors import UsageError
+from hwnas.latency.budget import Budget
 from hwnas.search.protocols import Context, Regularizer
 from hwnas.search.schedules import Scalar, value_at
 
@@ -127,7 +128,8 @@ class LogLatency(_Stateless):
         of: Which latency.
 
     Raises:
-        UsageError: The unit is not positive; or the fastest network of the space takes no more than one unit.
+        UsageError: The unit is not positive; or, before the first step, the fastest network of the space takes no
+            more than one unit.
 
     Source:
         FBNet, arXiv 1812.03443, equation 2: 0.2 and 0.6, latency of the sampled weights; the unit is not stated, its
@@ -147,23 +149,29 @@ class LogLatency(_Stateless):
         if not 0 < self.units_per_ms < math.inf:
             raise UsageError(f"units_per_ms is {self.units_per_ms:g}; expected more than 0. For microseconds use 1000.")
 
+    def check(self, budget: Budget) -> None:
+        """See ``Regularizer``."""
+        self._check_logarithm(budget.reachable_ms[0] * self.units_per_ms)
+
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
         scale, power = value_at(self.scale, context.progress), value_at(self.power, context.progress)
         latency = latency_ms(context, self.of).to(loss) * self.units_per_ms
         limit = context.budget.max_ms * self.units_per_ms
-        fastest = context.budget.reachable_ms[0] * self.units_per_ms
-        if not (smallest := min(float(latency.detach()), fastest)) > 1:  # gates that sum to less than one are faster
-            raise UsageError(
-                f"networks of this space take down to {smallest:.4g} units, whose logarithm is not positive: a loss "
-                f"multiplied by it means nothing. Choose a smaller unit, such as microseconds: units_per_ms=1000 "
-                f"(--set units_per_ms=1000); it is {self.units_per_ms:g} now."
-            )
+        self._check_logarithm(float(latency.detach()))  # gates that sum to less than one are faster than any network
         if self.power_inside:
             factor = scale * power * latency.log() / (power * math.log(limit) if self.relative else 1.0)
         else:
             factor = scale * (latency.log() / (math.log(limit) if self.relative else 1.0)) ** power
         return loss * factor if float(loss.detach()) >= 0 else loss / factor
+
+    def _check_logarithm(self, latency: float) -> None:
+        if not latency > 1:
+            raise UsageError(
+                f"networks of this space take down to {latency:.4g} units, whose logarithm is not positive: a loss "
+                f"multiplied by it means nothing. Choose a smaller unit, such as microseconds: units_per_ms=1000 "
+                f"(--set units_per_ms=1000); it is {self.units_per_ms:g} now."
+            )
 
 
 def check_unit(recipe: str, units_per_ms: float, *, used: bool) -> None:

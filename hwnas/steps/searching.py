@@ -150,9 +150,7 @@ def _shared_folder(output: Path | str, config: dict[str, Any], compute: Compute,
     return RunFolder.open(output)
 
 
-def _finished(
-    result: SearchResult, run: RunFolder, compute: Compute, seed: int, progress: Progress = no_progress
-) -> Finished:
+def _finished(result: SearchResult, run: RunFolder, compute: Compute, seed: int, progress: Progress) -> Finished:
     """Scores paths on the images of the architecture half; where there is none, on those that trained the weights."""
     held_out = result.weight_images if result.arch_images is None else result.arch_images
     accuracy = PathAccuracy(
@@ -162,7 +160,12 @@ def _finished(
 
 
 def tighten_run(
-    run: RunFolder, measured_ms: float, *, slowdown: float = 1.0, num_rounds: int = 1
+    run: RunFolder,
+    measured_ms: float,
+    *,
+    slowdown: float = 1.0,
+    num_rounds: int = 1,
+    progress: Progress = no_progress,
 ) -> list[DerivationRound]:
     """Derives again after the trained and exported network missed the target.
 
@@ -171,6 +174,7 @@ def tighten_run(
         measured_ms: What the exported file measured.
         slowdown: Of the device meanwhile; see ``Timed``.
         num_rounds: Derivations at most.
+        progress: Told about every path that is scored.
 
     Returns:
         The new rounds; empty where nothing faster can be derived.
@@ -182,7 +186,7 @@ def tighten_run(
     images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])
     compute = Compute()
     result = search(budget, images, recipe, run, seed=config["seed"], compute=compute)  # finished: only restores
-    finished = _finished(result, run, compute, config["seed"])
+    finished = _finished(result, run, compute, config["seed"], progress)
     limit = moved_limit_ms(budget, budget.model.exact_ms(run.architecture()), measured_ms)
     device = Device(profiler_of(run.table()), run.table())
     rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))
