@@ -5,10 +5,12 @@
     python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes gumbel,spos --limits 40,60
     python benchmarks/nas_bench_macro.py summary
 
-Every recipe starts from the uniformly trained weights of its seed, goes on for ``--steps`` (those that run all options
-for a third) with a step of the logits for each of the weights, and looks no accuracy up; rows with ``+scored`` compare
-draws from the final probabilities by the accuracy that the supernet of the seed gives them. Limits are millions of
-multiply-adds, which take the place of milliseconds, or with ``--table FILE`` milliseconds of that table. Everything is
+The supernet sees small images first (``--phases 16:10,32:2``: ten epochs at 16 pixels, a quarter of the arithmetic,
+then two at the space's 32). Every recipe starts from the uniformly trained weights of its seed, goes on for ``--steps``
+(those that run all options for a third) with a step of the logits for each of the weights, and looks no accuracy up;
+rows with ``+scored`` compare draws from the final probabilities by the accuracy that the supernet of the seed gives
+them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE`` milliseconds
+of that table. Everything is
 kept in ``runs/nas-bench-macro`` and goes on where it stopped.
 """
 
@@ -20,6 +22,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import kendalltau, spearmanr
+from torch.optim import SGD
 
 import hwnas
 from hwnas.accuracy import PathAccuracy
@@ -42,7 +46,7 @@ from hwnas.search.derivations import Evolution, SampleAndScore
 from hwnas.search.loop import search
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
-from hwnas.search.schedules import Cosine
+from hwnas.search.schedules import Cosine, Linear
 from hwnas.search.schemes import Alternating, Reinforce
 from hwnas.space import Architecture, SearchSpace, macs
 from hwnas.supernet.supernet import Supernet
@@ -52,6 +56,8 @@ TRUTH = Path(__file__).parent.parent.parent / "shared/data/nas-bench-macro/nas_b
 NUM_DRAWS = 5000
 """Repetitions behind the mean best of some random networks."""
 WEIGHT_SHARE = 0.9
+WARM_UP_RATE = 0.2
+"""Learning rate of the supernet, a quarter of it in later phases."""
 SEARCH_BATCH = 64
 NUM_SCORED = 20
 OPTIONS_RUN = {
@@ -82,8 +88,8 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, default=TRUTH, help="the benchmark as CSV")
     parser.add_argument("--table", type=Path, help="latency table; limits are then milliseconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=8, help="of the supernet")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--phases", default="16:10,32:2", help="of the supernet: resolution:epochs,...")
+    parser.add_argument("--batch-size", type=int, default=64, help="of the supernet")
     parser.add_argument("--steps", type=int, default=100, help="of a search that runs one option a choice")
     parser.add_argument("--recipes", default=",".join(OPTIONS_RUN))
     parser.add_argument("--limits", default="40,60,80")
@@ -97,27 +103,42 @@ def main() -> None:
 
 def supernet(arguments: argparse.Namespace) -> Trained:
     """The supernet of a seed; trains it first, or goes on with it, where that has not been done."""
-    model = mac_model()
-    recipe = create_recipe("spos", num_epochs=arguments.epochs, batch_size=arguments.batch_size)
-    settings = f"epochs{recipe.num_epochs}-batch{recipe.batch_size}-seed{arguments.seed}"
-    run = RunFolder(FOLDER / f"supernet-{settings}")
-    run.path.mkdir(parents=True, exist_ok=True)
-    data = load_data(f"npz:{arguments.data}", resolution=32, seed=arguments.seed)  # its test images stay unseen
-    if not run.file("done").exists():
-        with Reporter() as reporter:
-            search(
-                Budget(model, feasible_range_ms(model)[1]), data, replace(recipe, weight_share=WEIGHT_SHARE), run,
-                seed=arguments.seed, compute=compute_of(arguments), progress=reporter,
-            )  # fmt: skip
-        run.file("done").touch()
-    found = Supernet(model.space)
-    found.load_state_dict(load_checkpoint(run.file("search.pt"))["supernet"])
+    run, weights = RunFolder(FOLDER / f"supernet-batch{arguments.batch_size}-seed{arguments.seed}"), None
+    for phase in arguments.phases.split(","):
+        resolution, _, epochs = phase.partition(":")
+        run = RunFolder(run.path.with_name(f"{run.path.name}-{resolution}x{epochs}"))
+        data = load_data(f"npz:{arguments.data}", resolution=int(resolution), seed=arguments.seed)
+        if not run.file("done").exists():
+            warmed_up(run, data, float(epochs), weights, arguments)
+        weights = load_checkpoint(run.file("search.pt"))["supernet"]
+    found = Supernet(hwnas.create_space("nas-bench-macro"))
+    found.load_state_dict(weights)
     weight_images, arch_images = split_stratified(data.train, WEIGHT_SHARE, seed=arguments.seed)
     judge = PathAccuracy(
         found, weight_images, arch_images, compute_of(arguments), arguments.seed,
         num_batches=4, max_images=arguments.images,
     )  # fmt: skip
     return Trained(data, found, Kept(judge, run.file(f"scores-{arguments.images}.jsonl")))
+
+
+def warmed_up(
+    run: RunFolder, data: ImageData, epochs: float, weights: dict[str, torch.Tensor] | None, args: argparse.Namespace
+) -> None:
+    """Trains the weights on uniform paths, at the resolution of the images; the test images stay unseen."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    rate = WARM_UP_RATE if weights is None else WARM_UP_RATE / 4
+    recipe = replace(
+        create_recipe("spos", batch_size=args.batch_size), num_epochs=epochs, weight_share=WEIGHT_SHARE,
+        weight_optimizer=partial(SGD, lr=rate, momentum=0.9, weight_decay=4e-5, nesterov=True),
+        weight_lr=Linear(rate, 0.0), grad_clip=5.0,
+    )  # fmt: skip
+    model = mac_model(data.resolution)
+    with Reporter() as reporter:
+        search(
+            Budget(model, feasible_range_ms(model)[1]), data, recipe, run,
+            seed=args.seed, compute=compute_of(args), weights=weights, progress=reporter,
+        )  # fmt: skip
+    run.file("done").touch()
 
 
 def ranking(arguments: argparse.Namespace) -> None:
@@ -133,7 +154,7 @@ def ranking(arguments: argparse.Namespace) -> None:
     record(
         {
             "stage": "ranking", "seed": arguments.seed, "networks": len(chosen), "images": arguments.images,
-            "epochs": arguments.epochs,
+            "phases": arguments.phases,
             "kendall": float(kendalltau(found, chosen.mean_acc)[0]),
             "spearman": float(spearmanr(found, chosen.mean_acc)[0]),
             "kendall_of_macs": float(kendalltau(chosen.macs, chosen.mean_acc)[0]),
@@ -217,9 +238,9 @@ def summary(arguments: argparse.Namespace) -> None:
         print(table.sort_values("mean", ascending=False).round(2).to_string())  # noqa: T201
 
 
-def mac_model() -> LatencyModel:
+def mac_model(resolution: int = 32) -> LatencyModel:
     """Predicts millions of multiply-adds where others predict milliseconds."""
-    space = hwnas.create_space("nas-bench-macro")
+    space = hwnas.create_space("nas-bench-macro", resolution=resolution)
     return LatencyModel(space, tuple(np.asarray([macs(s) / 1e6 for s in layer.signatures]) for layer in space.layers))
 
 
