@@ -40,7 +40,15 @@ setup(
         "tensorrt": ["tensorrt>=10.3"],
         "rtx": ["tensorrt-rtx-cu13>=1.4"],
         "remote": ["ziglang>=0.13"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "mypy>=1.15", "ruff>=0.11", "pandas-stubs", "scipy-stubs"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "ruff>=0.11",
+            "pandas-stubs",
+            "scipy-stubs",
+        ],
     },
     entry_points={
         "console_scripts": ["hwnas = hwnas.cli:main"],
@@ -50,7 +58,10 @@ setup(
             "tensorrt-rtx = hwnas.profilers.tensorrt:TensorRTRTXProfiler [rtx]",
             "torch = hwnas.profilers.torch:TorchProfiler",
         ],
-        "hwnas.exporters": ["onnx = hwnas.deploy.onnx:OnnxExporter"],
+        "hwnas.exporters": [
+            "onnx = hwnas.deploy.onnx:OnnxExporter",
+            "tensorrt = hwnas.deploy.tensorrt:TensorRTExporter",
+        ],
         "hwnas.proofs": ["verify = hwnas.deploy.verification:verify", "report = hwnas.deploy.report:report"],
     },
 )

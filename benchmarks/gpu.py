@@ -6,8 +6,8 @@ it writes, and what it prints as PART.log while it runs, comes into the folder $
     pip install --no-deps --no-build-isolation --editable .
     python benchmarks/gpu.py                 # also writes the table gpu.json
     python benchmarks/gpu.py --parts tables
-    python benchmarks/gpu.py --parts nas-bench   # not among the default parts; reads scratch/cifar10.npz and
-                                                 # scratch/nas_bench_macro.csv
+    python benchmarks/gpu.py --parts engines     # not among the default parts, as all that follow
+    python benchmarks/gpu.py --parts nas-bench   # reads scratch/cifar10.npz and scratch/nas_bench_macro.csv
     python benchmarks/gpu.py --dry-run       # the same steps on this processor and the toy space
 """
 
@@ -31,15 +31,17 @@ from prediction import evaluate
 import hwnas
 from hwnas.errors import HwnasError
 from hwnas.latency.measure import measure
+from hwnas.onnx_graph import export_onnx
 from hwnas.ops.blocks import build_op
 from hwnas.space import OpSignature
+from hwnas.tensorrt_engine import FLAVOURS, RTX, EngineBuilder, Flavour, layer_information, logger
 from hwnas.testing.contracts import check_profiler
 from hwnas.testing.toys import toy_space
 
 ROOT = Path(__file__).parent.parent
 TESTS = [
     *("tests/test_profilers_gpu.py", "tests/test_profilers_tensorrt.py"),
-    *("tests/test_search_compute.py", "tests/test_metrics.py"),
+    *("tests/test_search_compute.py", "tests/test_metrics.py", "tests/test_deploy_tensorrt.py"),
 ]
 BLOCK = OpSignature.parse("mbconv k5 e6 r1 s1 40x28x28 -> 40x28x28")
 
@@ -96,6 +98,40 @@ def tensorrt(dry: bool, out: Path) -> Iterator[Row]:
                 yield f"{name} {mode} fp16", f"{timed.ms:.4f} ms, spread {timed.spread:.1%}"
 
 
+def engines(dry: bool, out: Path) -> Iterator[Row]:
+    """What engines compute and how fast, then what a table of TensorRT predicts for networks that it has not seen."""
+    plan = ["--network", "tiny-mbconv", *(["--quick"] if dry else ["--network", "proxylessnas"])]
+    flavours = [f"--exporter={name}" for name in FLAVOURS]
+    yield from script("deploy", out, *plan, *flavours, "--output", "engines.txt")
+    yield "tensorrt-rtx itself", _loaded(RTX)
+    space = toy_space() if dry else hwnas.create_space("tiny-mbconv")
+    calibrating, held_out = (4, 4) if dry else (20, 24)
+    for name in FLAVOURS:
+        try:
+            profiler = hwnas.create_profiler(name, mode="cuda-graph", precision="fp16")
+        except HwnasError as error:  # what exactly is in the way is a result
+            yield f"{name} table", str(error)
+            if not dry:
+                continue
+            profiler = hwnas.create_profiler("onnxruntime")
+        rounds = {"num_rounds": 3} if dry else {"minutes": 1}
+        table = hwnas.profile(
+            space, profiler, output=out / f"{name}.csv", num_networks=calibrating + held_out, **rounds
+        )
+        yield f"{name} table", f"{table.environment}: {len(table.entries)} operators"
+        yield from evaluate(space, table, calibrating).items()
+
+
+def _loaded(flavour: Flavour) -> str:
+    """What TensorRT says of an engine that it built for no GPU in particular, on this one."""
+    try:
+        built = EngineBuilder(flavour).build(export_onnx(build_op(BLOCK).eval(), BLOCK.in_shape).SerializeToString())
+    except HwnasError as error:
+        return str(error)
+    layers = layer_information(flavour, built.data)
+    return " ".join(logger(flavour).errors) if layers is None else f"loads the engine, of {len(layers)} layers"
+
+
 def printed(name: str, arguments: Sequence[object], folder: Path) -> Iterator[Row]:
     """Runs Python there; the lines that it prints are the result, each as it comes."""
     command = [sys.executable, "-u", *map(str, arguments)]
@@ -136,6 +172,7 @@ PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
     "correctness": (correctness, 150),
     "modes": (modes, 80),
     "tensorrt": (tensorrt, 30),
+    "engines": (engines, 530),
     "search-cost": (search_cost, 60),
     "tables": (tables, 210),
     "compile": (compilation, 240),

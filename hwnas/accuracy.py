@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hwnas.compute import Compute, evaluation_guard
 from hwnas.data import BatchStream, ImageDataset, evaluation_batches
-from hwnas.errors import OutputError
+from hwnas.documents import ScoredPath, fitting
+from hwnas.errors import OutputError, RunError
 from hwnas.files import write_atomic
 from hwnas.metrics import read_log
 from hwnas.space import Architecture, SearchSpace
@@ -140,6 +141,21 @@ def _own(pixels: Tensor) -> Tensor:
     return pixels.clone() if pixels.is_shared() else pixels  # type: ignore[no-untyped-call]
 
 
+def scored_paths(path: Path) -> list[ScoredPath]:
+    """Accuracies that were kept in a file; none where there is no file.
+
+    Raises:
+        RunError: The file is damaged; names the line.
+    """
+    entries = read_log(path)
+    for number, entry in enumerate(entries, start=1):
+        try:
+            fitting(entry, ScoredPath)
+        except ValueError as error:
+            raise RunError(f"line {number} of {path} is no score ({error}). Delete that line.") from error
+    return entries  # type: ignore[return-value]
+
+
 class _Answers:
     """Accuracies of networks; in a file too, one JSON line an answer, if there is a path.
 
@@ -148,7 +164,7 @@ class _Answers:
 
     def __init__(self, space: SearchSpace, path: Path | None, identity: str) -> None:
         self._space, self._path, self._identity = space, path, identity
-        entries = [entry for entry in read_log(path) if entry.get("identity") == identity] if path else []
+        entries = [entry for entry in scored_paths(path) if entry["identity"] == identity] if path else []
         if path and path.exists():
             write_atomic(path, "".join(map(_line, entries)))
         self._known = {self._key(space.architecture(entry["architecture"])): entry["accuracy"] for entry in entries}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 
-from hwnas.errors import RunError
+from hwnas.errors import HwnasError, RunError
 from hwnas.files import write_atomic
 
 
@@ -28,17 +28,41 @@ def to_bytes(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *keys: str) -> dict[str, Any]:
     """Reads a checkpoint without running any code from it.
 
+    Args:
+        path: The file.
+        keys: What has to be in it.
+
     Raises:
-        RunError: The file is missing or damaged.
+        RunError: The file is missing or damaged, or lacks something.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError
         raise RunError(f"checkpoint {path} cannot be read ({error}). Delete it to start over.") from error
+    if not isinstance(state, dict):
+        raise RunError(f"checkpoint {path} holds a {type(state).__name__}, not a state. Delete it to start over.")
+    lacking = [key for key in keys if key not in state]
+    if lacking:
+        raise RunError(f"checkpoint {path} lacks '{lacking[0]}'. Delete it to start over.")
     return state
+
+
+@contextlib.contextmanager
+def fitting_state(path: Path) -> Iterator[None]:
+    """Around taking over a state; one of other names or shapes is an error about its file.
+
+    Raises:
+        RunError: The state does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, HwnasError):
+            raise
+        raise RunError(f"checkpoint {path} does not fit ({error!r:.500}). Delete it to start over.") from error
 
 
 class DeferredSignals:

@@ -139,19 +139,37 @@ app.command()(train)
 def export(
     run: RunPath,
     exporter: Annotated[str, typer.Option(help="Format; see 'hwnas list exporters'.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    batch: Annotated[int | None, typer.Option(help="Images a run; those of the latency table if not given.")] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Take any number of images a run.")] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX: version of its operators, for older runtimes.")] = None,
+    half_io: Annotated[bool, typer.Option("--half-io", help="ONNX in fp16: inputs and outputs too.")] = False,
+    signed: Annotated[bool, typer.Option("--signed", help="ONNX in int8: as TensorRT takes it.")] = False,
+    flavour: Annotated[str | None, typer.Option(help="TensorRT: tensorrt, or tensorrt-rtx without a GPU.")] = None,
+    capability: Annotated[list[str] | None, typer.Option(help="tensorrt-rtx: GPUs to build for, as 8.9.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="TensorRT: most images a run; 1 if not given.")] = None,
+    workspace_mib: Annotated[int | None, typer.Option(help="TensorRT: scratch memory of the engine, at most.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: file that keeps kernel times.")] = None,
 ) -> None:
     """Write the trained network as a file to deploy."""
     from hwnas.run import RunFolder
     from hwnas.steps import export_run
 
-    say(f"exported {export_run(RunFolder.open(run), exporter=exporter, precision=precision)}")
+    given: dict[str, Any] = {"batch": batch, "dynamic_batch": dynamic_batch, "opset": opset, "half_io": half_io}
+    given |= {"signed": signed, "flavour": flavour, "capabilities": capability, "max_batch": max_batch}
+    given |= {"workspace_mib": workspace_mib, "timing_cache": timing_cache}
+    options = {name: value for name, value in given.items() if value is not None and value is not False}
+    path = export_run(RunFolder.open(run), exporter=exporter, precision=precision, **options)
+    say(f"exported {path} ({path.stat().st_size / 2**20:.2f} MiB)")
 
 
 @app.command()
-def verify(run: RunPath) -> None:
-    """Prove the exported file: same numbers as PyTorch, and the promised milliseconds."""
-    proof = load(PROOFS, "verify")(run)
+def verify(
+    run: RunPath,
+    images: Annotated[int, typer.Option(min=1, help="Held-out images to compare; all if there are fewer.")] = 256,
+) -> None:
+    """Prove the exported files: same numbers as PyTorch, and the promised milliseconds."""
+    proof = load(PROOFS, "verify")(run, num_images=images)
     say_proof(proof, say)
     if proof["failures"]:
         raise VerificationError(f"{run}: {'; '.join(proof['failures'])}.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hwnas.console import console, say_error
+from hwnas.errors import ESCAPES
 from hwnas.space.library import create_space
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ Workers = Annotated[int, typer.Option(help="Processes that prepare batches ahead
 
 
 def say(line: str) -> None:
-    """Prints one line as it is."""
-    console.print(line, markup=False)
+    """Prints one line as it is; control characters, which may be from files, as escapes."""
+    console.print(line.translate(ESCAPES), markup=False)
 
 
 def built_space(name: str, resolution: int | None, num_classes: int | None, width: float | None) -> SearchSpace:

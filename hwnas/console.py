@@ -161,14 +161,24 @@ def say_error(model: LatencyModel, say: Say) -> None:
 
 
 def say_proof(proof: dict[str, Any], say: Say) -> None:
-    """States numerics and latency of the exported file."""
+    """States numerics and latency of the exported files."""
     from hwnas.latency.measurement import said_slowdown
 
     numerics, latency = proof["numerics"], proof["latency"]
-    say(
-        f"   verified on {numerics['num_images']} held-out images: largest difference "
-        f"{numerics['max_difference']:.1e}, top-1 agreement {numerics['top1_agreement']:.1%}"
-    )
+    accuracy = f"{numerics['accuracy_pytorch']:.1%}"
+    say(f"   verified on {numerics['num_images']} held-out images, of which PyTorch names {accuracy}:")
+    for each in proof["files"]:
+        numerics, times = each["numerics"], each["latency"]
+        say(
+            f"   {each['file']:<17} {each['bytes'] / 2**20:6.2f} MiB, largest difference "
+            f"{numerics['max_difference']:.1e}, cosine {numerics['mean_cosine']:.4f}, agrees on "
+            f"{numerics['top1_agreement']:.1%}, accuracy {numerics['accuracy_exported']:.1%}, "
+            f"{times['measured_ms']:.3f} ms"
+        )
+        if each["note"]:
+            say(f"     {each['note']}")
+    for each in proof["not_run"]:
+        say(f"   {each['file']:<17} {each['bytes'] / 2**20:6.2f} MiB, not run: {each['reason']}")
     say(
         f"   target {latency['target_ms']:.3f} ms | predicted {latency['predicted_ms']:.3f} ms | measured "
         f"{latency['measured_ms']:.3f} ms (p50 {latency['p50_ms']:.3f}, p90 {latency['p90_ms']:.3f}, "

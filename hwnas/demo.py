@@ -11,7 +11,8 @@ from hwnas.latency.budget import feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.sweep import profile
 from hwnas.metrics import Progress
-from hwnas.plugins import PROOFS, create_profiler, load
+from hwnas.onnx_precision import PRECISIONS
+from hwnas.plugins import PROFILERS, PROOFS, available, create_profiler, load
 from hwnas.run import RunFolder
 from hwnas.search.target import MAX_ROUNDS
 from hwnas.space import create_space
@@ -68,7 +69,7 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
         say(draw(space, run.architecture()))
         accuracy = train_run(run, options=TrainingOptions(num_epochs=TRAINING_EPOCHS), progress=progress)
         say(f"6. train: {accuracy:.1%} on held-out images")
-        say(f"   exported {export_run(run)}")
+        _export(run, say)
         proof: dict[str, Any] = load(PROOFS, "verify")(output)
         say_proof(proof, say)
         if proof["latency"]["met"] or tried >= MAX_ROUNDS:
@@ -81,8 +82,17 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
             break
     say(f"7. report: {load(PROOFS, 'report')(output)}")
     if proof["failures"]:
-        raise VerificationError(f"{output / 'model.onnx'}: {'; '.join(proof['failures'])}.")
+        raise VerificationError(f"{output}: {'; '.join(proof['failures'])}.")
     return proof
+
+
+def _export(run: RunFolder, say: Say) -> None:
+    """ONNX in every precision, and an engine for GPUs that need not be here."""
+    for precision in PRECISIONS:
+        say(f"   exported {export_run(run, precision=precision)}")
+    if not available(PROFILERS)["tensorrt-rtx"].missing:
+        engine = export_run(run, exporter="tensorrt", flavour="tensorrt-rtx", precision="fp16")
+        say(f"   exported {engine}, which runs on the GPUs that {engine.name}.json names")
 
 
 def next_folder(output: Path) -> Path:

@@ -19,6 +19,7 @@ Each is a ``HwnasError`` and also the builtin that fits, so ``except ValueError`
       DataError (ValueError)               a data set is empty, unreadable or inconsistent
       MeasurementError (RuntimeError)      a device could not run or time what it was given
         DeviceLostError                    it stopped answering altogether
+        OtherDeviceError                   an engine was built for another device or version
       RunError (ValueError)                a run folder is incomplete or belongs to something else
       OutputError (OSError)                a result cannot be written
       NumericsError (ArithmeticError)      training produced NaN or infinity
@@ -34,10 +35,17 @@ from collections.abc import Iterable
 
 
 class HwnasError(Exception):
-    """Base of every error raised on purpose; its message says what to do next."""
+    """Base of every error raised on purpose; its message says what to do next.
+
+    Names from files may stand in it: control characters, which a terminal would obey, are written as escapes.
+    """
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
-        return str(self.args[0]) if self.args else ""
+        return str(self.args[0]).translate(ESCAPES) if self.args else ""
+
+
+ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""For ``str.translate``: control characters as text."""
 
 
 class UsageError(HwnasError, ValueError):
@@ -111,6 +119,10 @@ class MeasurementError(HwnasError, RuntimeError):
 
 class DeviceLostError(MeasurementError):
     """A device stopped answering altogether."""
+
+
+class OtherDeviceError(MeasurementError):
+    """An engine was built for another device, or by another version."""
 
 
 class RunError(HwnasError, ValueError):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwnas.errors import OutputError, RunError
-from hwnas.files import write_atomic
+from hwnas.files import parse_json, read_text, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -199,16 +199,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         RunError: Another line is no entry; names it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most_bytes=2**32)
     except FileNotFoundError:
         return []
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is no log ({error}). Delete it to start over.") from error
     entries = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            entries.append(json.loads(line))
-            entries[-1]["step"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"line {number} of {path} is no entry of a log. Delete that line.") from error
+            entry = parse_json(line, finite=False)
+            if not isinstance(entry, dict) or type(step := entry.get("step")) is not int or not 0 <= step < 2**53:
+                raise ValueError("it has no step")
+            entries.append(entry)
+        except ValueError as error:
+            raise RunError(f"line {number} of {path} is no entry of a log ({error}). Delete that line.") from error
     return entries
 
 

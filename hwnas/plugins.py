@@ -6,14 +6,15 @@ A package adds a device by declaring one entry point in the group ``hwnas.profil
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
-from hwnas.errors import MissingPackageError, UnknownNameError
+from hwnas.errors import MissingPackageError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +64,22 @@ class Profiler(Protocol):
 
 
 @runtime_checkable
+class NodeTimer(Protocol):
+    """A profiler that tells how long the parts of a network take."""
+
+    def node_ms(self, model: bytes, *, budget_ms: float) -> dict[str, float]:
+        """Milliseconds of every node that runs, by name, over about ``budget_ms``; nothing where they cannot be told.
+
+        A network is slower while its nodes are timed.
+        """
+
+
+@runtime_checkable
 class Exporter(Protocol):
-    """One deployment format."""
+    """One deployment format; how to write it, as its precision, is said when the exporter is made.
+
+    ``suffix`` ends the names of its files.
+    """
 
     suffix: str
 
@@ -74,10 +89,19 @@ class Exporter(Protocol):
         path: Path,
         *,
         input_shape: Shape,
-        precision: str,
         metadata: Mapping[str, str],
+        calibration: Iterable[np.ndarray] | None = None,
     ) -> Path:
-        """Writes the network to ``path`` and returns the path; the file is complete or absent."""
+        """Writes the network to ``path`` and returns the path; the file is complete or absent.
+
+        Args:
+            network: In evaluation mode.
+            path: Ends with ``suffix``.
+            input_shape: Channels, height, width.
+            metadata: Kept with the network.
+            calibration: Float32 images of shape ``(batch, channels, height, width)``, normalised like those the network
+                was trained on; they fix the ranges of 8-bit activations.
+        """
 
 
 @dataclass(frozen=True)
@@ -132,13 +156,20 @@ def create_profiler(name: str, **options: Any) -> Profiler:
     return cast(Profiler, _create(PROFILERS, name, options))
 
 
-def create_exporter(name: str) -> Exporter:
-    """An exporter by name; see ``load`` for errors."""
-    return cast(Exporter, _create(EXPORTERS, name, {}))
+def create_exporter(name: str, **options: Any) -> Exporter:
+    """An exporter by name, with options such as ``precision``; see ``load`` for errors."""
+    return cast(Exporter, _create(EXPORTERS, name, options))
 
 
 def _create(group: str, name: str, options: Mapping[str, Any]) -> Any:
     factory: Callable[..., Any] = load(group, name)
+    known = inspect.signature(factory).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise UsageError(
+            f"{group.removeprefix('hwnas.').removesuffix('s')} '{name}' has no option '{unknown[0]}'; it takes "
+            f"{', '.join(known) or 'none'}. Leave it out."
+        )
     return factory(**options)
 
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hwnas.documents import Config, How, RunDocument, fitting
 from hwnas.errors import OutputError, RunError
 from hwnas.files import read_json, write_atomic, write_json
 from hwnas.latency.budget import Budget
@@ -35,8 +36,8 @@ class RunFolder:
     architecture.json     the result
     training.jsonl, .pt   training of the result
     weights.safetensors   its weights
-    model.onnx            the exported network
-    verification.json     numerics and measured latency of the exported file
+    model.*, model-*.*    the exported network, one file a format and precision
+    verification.json     numerics and measured latency of the exported files
     report.html, .json    everything, to read
     ===================== ==========================================================
     """
@@ -67,7 +68,7 @@ class RunFolder:
         if run.file("run.json").exists() and run.begun:
             run._check_resumable(config, resume)
             if run.config != config:
-                write_json(run.file("run.json"), {**run._document(), "config": config})
+                write_json(run.file("run.json"), {**run.document, "config": config})
             return run
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ class RunFolder:
         run = cls(Path(path))
         if not run.file("run.json").exists():
             raise RunError(f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one.")
-        run._document()
+        run.document  # noqa: B018
         return run
 
     @property
@@ -98,16 +99,14 @@ class RunFolder:
         return any(self.file(name).exists() for name in ("search.pt", "search.jsonl", "derivation.json"))
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """What was asked for."""
-        config: dict[str, Any] = self._document()["config"]
-        return config
+        return self.document["config"]
 
     @property
-    def how(self) -> dict[str, Any]:
+    def how(self) -> How:
         """How the search was computed when it began: ``compute`` and ``ranks``; nothing where that is not recorded."""
-        how: dict[str, Any] = self._document().get("how", {})
-        return how
+        return self.document.get("how", {})
 
     def space(self) -> SearchSpace:
         """The space of this run.
@@ -156,18 +155,24 @@ class RunFolder:
         """Stores the result of the search."""
         write_atomic(self.file("architecture.json"), architecture.to_json() + "\n")
 
-    def _document(self) -> dict[str, Any]:
-        document = read_json(self.file("run.json"))
-        if (
-            not isinstance(document, dict)
-            or document.get("format_version") != FORMAT_VERSION
-            or "config" not in document
-        ):
+    @property
+    def document(self) -> RunDocument:
+        """All of ``run.json``.
+
+        Raises:
+            RunError: It is of another format, or damaged.
+        """
+        path = self.file("run.json")
+        document = read_json(path)
+        if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
             raise RunError(
                 f"{self.path} was made by another version of hwnas; this one reads format {FORMAT_VERSION}. "
                 "Use the hwnas that made it, or search again."
             )
-        return document
+        try:
+            return fitting(document, RunDocument)
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. Restore it, or search again.") from error
 
     def _check_resumable(self, config: Mapping[str, Any], resume: bool) -> None:
         stored = self.config

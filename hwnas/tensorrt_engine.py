@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +54,29 @@ class Flavour:
 
 CLASSIC = Flavour("tensorrt", "tensorrt", "tensorrt", needs_gpu=True)
 RTX = Flavour("tensorrt-rtx", "tensorrt_rtx", "rtx", needs_gpu=False)
+FLAVOURS = {flavour.name: flavour for flavour in (CLASSIC, RTX)}
+
+PORTABLE = "8.0"
+"""Least compute capability of an engine of TensorRT for RTX that was built for none in particular.
+
+Source: TensorRT for RTX documentation, "CPU-only AOT": capability 7.5 has to be asked for.
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    Args:
+        data: As TensorRT writes it.
+        seconds: It took to build, without reading the model.
+        layers: Name, type and outputs of every layer of the network it was built from, before any is fused; constants
+            are left out.
+    """
+
+    data: bytes
+    seconds: float
+    layers: list[dict[str, Any]]
 
 
 class EngineBuilder:
@@ -65,7 +90,8 @@ class EngineBuilder:
         tf32: Whether fp32 convolutions may round to TF32; TensorRT allows it unless told otherwise.
         workspace_mib: Scratch memory that an engine may use; TensorRT's own default is all there is.
         capabilities: Compute capabilities such as ``8.9`` to build for, with TensorRT for RTX. None given, it
-            builds one engine for Ampere and later RTX GPUs.
+            builds one engine for all it knows from ``PORTABLE`` on. The attribute of that name lists them; it is
+            empty for classic TensorRT, which builds for the GPU at hand.
 
     Raises:
         MissingPackageError: The product is not installed.
@@ -85,10 +111,15 @@ class EngineBuilder:
         self._trt = flavour.load()
         self._tf32 = tf32
         self._workspace_mib = workspace_mib
-        self._capabilities = [self._capability(text) for text in capabilities]
+        self._asked = [self._capability(text) for text in capabilities]
+        self.capabilities = tuple(capabilities) or self._portable()
 
-    def build(self, model: bytes) -> bytes:
-        """The serialised engine of an ONNX model with fixed shapes.
+    def build(self, model: bytes, *, max_batch: int | None = None) -> Engine:
+        """The engine of an ONNX model.
+
+        Args:
+            model: Its shapes are fixed, but for the batch where ``max_batch`` is given.
+            max_batch: The engine takes batches from 1 to this, and is fastest at this.
 
         Raises:
             MeasurementError: TensorRT refuses the model; names the operator and its node where it tells.
@@ -101,13 +132,19 @@ class EngineBuilder:
         if not parser.parse(model):
             raise MeasurementError(self._refusal([parser.get_error(i) for i in range(parser.num_errors)]))
         config = self._config(builder)
+        if max_batch is not None:
+            config.add_optimization_profile(_profile(builder, network, max_batch))
+        start = time.perf_counter()
         engine = builder.build_serialized_network(network, config)
+        seconds = time.perf_counter() - start
         if engine is None:
             reason = " ".join(log.errors) or "it gives no reason"
             raise MeasurementError(f"{self.version} builds no engine of the model: {reason}")
         if self.flavour.needs_gpu:
             self.timing_cache = bytes(memoryview(config.get_timing_cache().serialize()))
-        return bytes(memoryview(engine))
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        working = [_layer(layer) for layer in layers if layer.type.name != "CONSTANT"]
+        return Engine(bytes(memoryview(engine)), seconds, working)
 
     @property
     def version(self) -> str:
@@ -121,12 +158,26 @@ class EngineBuilder:
         if self._workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._workspace_mib * 2**20)
         if self.flavour.needs_gpu:
-            config.set_timing_cache(config.create_timing_cache(self.timing_cache), ignore_mismatch=False)
-        if self._capabilities:
-            config.num_compute_capabilities = len(self._capabilities)
-            for index, capability in enumerate(self._capabilities):
+            cache = config.create_timing_cache(self.timing_cache)
+            if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+                raise MeasurementError(
+                    f"{self.version} cannot use the timing cache: it is damaged, or of another GPU or TensorRT. "
+                    "Delete it, or name another file."
+                )
+        if self._asked:
+            config.num_compute_capabilities = len(self._asked)
+            for index, capability in enumerate(self._asked):
                 config.set_compute_capability(capability, index)
         return config
+
+    def _known(self) -> dict[str, Any]:
+        members = self._trt.ComputeCapability.__members__.items()
+        return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
+
+    def _portable(self) -> tuple[str, ...]:
+        if self.flavour.needs_gpu:
+            return ()
+        return tuple(text for text in self._known() if float(text) >= float(PORTABLE))
 
     def _capability(self, text: str) -> Any:
         if self.flavour.needs_gpu:
@@ -134,11 +185,7 @@ class EngineBuilder:
                 f"{self.version} builds for the GPU of this machine only, not for compute capability {text}. "
                 "Build on the target device, or use tensorrt-rtx."
             )
-        known = {
-            f"{name[2:-1]}.{name[-1]}": value
-            for name, value in self._trt.ComputeCapability.__members__.items()
-            if name.startswith("SM")
-        }
+        known = self._known()
         if text not in known:
             raise UsageError(
                 f"{self.version} has no compute capability '{text}'; it builds for {', '.join(known)}. "
@@ -157,6 +204,32 @@ class EngineBuilder:
             f"{self.version} refuses operator '{error.node_operator()}' (node '{error.node_name()}'): "
             f"{error.code().name}, {error.desc()}. Replace the operator, or measure with another runtime."
         )
+
+
+def layer_information(flavour: Flavour, engine: bytes) -> list[Any] | None:
+    """What TensorRT's engine inspector tells of every layer, after fusion; None where this machine cannot load it."""
+    trt, log = flavour.load(), logger(flavour)
+    runtime = trt.Runtime(log)
+    loaded = runtime and runtime.deserialize_cuda_engine(engine)
+    if not loaded:
+        return None
+    told = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers: list[Any] | None = json.loads(told).get("Layers")
+    return layers
+
+
+def _profile(builder: Any, network: Any, max_batch: int) -> Any:
+    """Batches from 1 to ``max_batch``, tuned for the largest."""
+    profile, images = builder.create_optimization_profile(), network.get_input(0)
+    least, most = ((batch, *tuple(images.shape)[1:]) for batch in (1, max_batch))
+    profile.set_shape(images.name, least, most, most)
+    return profile
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
+    shapes = [f"{each.dtype.name.lower()} {'x'.join(map(str, tuple(each.shape)))}" for each in outputs]
+    return {"name": layer.name, "type": layer.type.name.lower(), "outputs": shapes}
 
 
 @functools.cache

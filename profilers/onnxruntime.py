@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -17,7 +18,6 @@ from hwnas.latency.environment import Environment, cpu_name, host_details
 from hwnas.onnx_precision import PRECISIONS, to_precision
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
 
     from hwnas.space import Shape
@@ -27,6 +27,12 @@ WARM_UP_RUNS = 1
 """Few: on a noisy machine another round tells more than another run in the same moment."""
 
 CPU = "CPUExecutionProvider"
+
+KERNEL = "_kernel_time"
+"""What ONNX Runtime puts behind the name of a node."""
+
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Execution provider -> options that keep it from rounding fp32; its documentation, "Configuration Options"."""
 
 MEMORY = {"CUDA": "cuda", "Tensorrt": "cuda", "NvTensorRTRTX": "cuda", "Dml": "dml"}
 """Execution provider -> where its inputs and outputs are bound; host memory for the others."""
@@ -100,10 +106,33 @@ class OnnxRuntimeProfiler:
             graph = onnx.load_from_string(model)
         except DecodeError as error:
             raise MeasurementError(f"ONNX Runtime refuses the model: it is not ONNX ({error}).") from error
-        converted = to_precision(graph, self._precision)
-        return OnnxRuntimeSession(
-            converted, provider=self._provider, cores=self._cores, input_shape=(self._batch, *input_shape)
-        )
+        content = to_precision(graph, self._precision).SerializeToString()
+        shape = (self._batch, *input_shape)
+        return OnnxRuntimeSession(content, provider=self._provider, cores=self._cores, input_shape=shape)
+
+    def open(self, model: bytes) -> OnnxRuntimeSession:
+        """Loads the bytes of an exported model as they are; where its batch may vary, one image is timed.
+
+        Raises:
+            MeasurementError: ONNX Runtime refuses the model, or it is no network of images.
+        """
+        return OnnxRuntimeSession(model, provider=self._provider, cores=self._cores)
+
+    def node_ms(self, model: bytes, *, budget_ms: float) -> dict[str, float]:
+        """See ``hwnas.plugins.NodeTimer``; averages over the quickest tenth of the runs, by ONNX Runtime's profiler.
+
+        Fused nodes have the name of one of them, or of what it computes. Other devices than the processor go on after a
+        node has returned, and of them nothing is told.
+        """
+        if self._provider != CPU:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            session = OnnxRuntimeSession(
+                model, provider=self._provider, cores=self._cores, profile_prefix=str(Path(folder) / "nodes")
+            )
+            session.time_ms(budget_ms=budget_ms)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return _node_ms(events)
 
     def _find(self, device: str) -> str:
         installed = {p.removesuffix("ExecutionProvider").lower(): p for p in self._runtime.get_available_providers()}
@@ -145,28 +174,70 @@ class OnnxRuntimeProfiler:
                 )
 
 
+def _node_ms(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Average time of every node over the quickest tenth of the runs; events come in the order in which they end."""
+    runs: list[tuple[float, dict[str, float]]] = []
+    nodes: dict[str, float] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+            name = event["name"].removesuffix(KERNEL)
+            nodes[name] = nodes.get(name, 0.0) + event["dur"] / 1e3
+        elif event["name"] == "model_run":
+            runs.append((event["dur"], nodes))
+            nodes = {}
+    quickest = [each for _, each in sorted(runs, key=lambda run: run[0])[: max(1, len(runs) // 10)]]
+    return {name: float(np.mean([run.get(name, 0.0) for run in quickest])) for name in quickest[0]}
+
+
 class OnnxRuntimeSession:
-    """One model with its input and output bound to fixed memory of the device."""
+    """One model with its input and output bound to fixed memory of the device.
+
+    ``input_shape`` are channels, height and width; ``batches`` the least and the most images of a run, None for any
+    number; ``metadata`` is what the model's file holds.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, *, provider: str, cores: tuple[int, ...], input_shape: tuple[int, ...]
+        self,
+        model: bytes,
+        *,
+        provider: str,
+        cores: tuple[int, ...],
+        input_shape: tuple[int, ...] | None = None,
+        profile_prefix: str | None = None,
     ) -> None:
         runtime = load_runtime()
         self._cores = cores
         options = _options(runtime, cores)
+        if profile_prefix is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile_prefix
         if provider != CPU:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session = runtime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+            self._session = runtime.InferenceSession(model, options, providers=[(provider, EXACT.get(provider, {}))])
         except Exception as error:  # its exceptions share no base of their own
             raise MeasurementError(f"ONNX Runtime refuses the model: {error}") from error
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         self._type = np.float16 if self._input.type == "tensor(float16)" else np.float32
-        images = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32).astype(self._type)
+        batch, *image = input_shape or self._images()
+        self.input_shape, self.batches = tuple(image), (batch, batch) if batch else (1, None)
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        images = np.random.default_rng(0).standard_normal((batch or 1, *image), dtype=np.float32).astype(self._type)
         try:
             self._bind(images, MEMORY.get(provider.removesuffix("ExecutionProvider"), "cpu"))
         except Exception as error:
             raise MeasurementError(f"ONNX Runtime cannot run the model: {error}") from error
+
+    def _images(self) -> tuple[int, ...]:
+        """Batch, channels, height and width that the model takes; batch 0 where it may vary."""
+        shapes, num_outputs = [each.shape for each in self._session.get_inputs()], len(self._session.get_outputs())
+        fixed = [isinstance(length, int) for length in shapes[0][1:]]
+        if len(shapes) != 1 or num_outputs != 1 or fixed != [True] * 3:
+            raise MeasurementError(
+                f"the model has inputs of shape {shapes} and {num_outputs} outputs; expected one input (batch, "
+                "channels, height, width), of which only batch may vary, and one output. Export it with 'hwnas export'."
+            )
+        batch, *image = shapes[0]
+        return (batch if isinstance(batch, int) else 0, *image)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Output for float32 images of shape ``(batch, channels, height, width)``."""
@@ -188,6 +259,10 @@ class OnnxRuntimeSession:
                 binding.synchronize_outputs()
                 samples.append((clock() - start) / 1e6)
         return samples
+
+    def end_profiling(self) -> str:
+        """Path of the record of all runs."""
+        return str(self._session.end_profiling())
 
     def close(self) -> None:
         """Drops the session; ONNX Runtime frees its memory with it."""

@@ -101,10 +101,18 @@ class TensorRTProfiler:
         if not isinstance(model, bytes):
             raise UsageError(f"profiler '{self.flavour.name}' takes the bytes of an ONNX model.")
         with torch.cuda.device(self._device):
-            engine = self._builder.build(converted(model, self._precision))
-        return TensorRTSession(
-            engine, self.flavour, self._device, shape=(self._batch, *input_shape), graph=self._mode == "cuda-graph"
-        )
+            engine = self._builder.build(converted(model, self._precision)).data
+        return TensorRTSession(engine, self.flavour, self._device, graph=self._mode == "cuda-graph")
+
+    def open(self, model: bytes) -> TensorRTSession:
+        """Loads an engine that this flavour and version of TensorRT built; code in it runs, so trust who built it.
+
+        Where its batch may vary, the least is timed.
+
+        Raises:
+            MeasurementError: TensorRT refuses the engine, or it is no network of images.
+        """
+        return TensorRTSession(model, self.flavour, self._device, graph=self._mode == "cuda-graph")
 
 
 class TensorRTRTXProfiler(TensorRTProfiler):
@@ -118,14 +126,21 @@ class TensorRTRTXProfiler(TensorRTProfiler):
 
 
 class TensorRTSession:
-    """One engine with its input and output bound to fixed device memory."""
+    """One engine with its input and output bound to fixed device memory.
 
-    def __init__(
-        self, engine: bytes, flavour: Flavour, device: torch.device, *, shape: tuple[int, ...], graph: bool
-    ) -> None:
+    ``input_shape`` are channels, height and width; ``batches`` the least and the most images of a run, of which the
+    least is timed. A graph runs one batch only.
+    """
+
+    input_shape: tuple[int, ...]
+    batches: tuple[int, int]
+    _input: torch.Tensor
+    _output: torch.Tensor
+
+    def __init__(self, engine: bytes, flavour: Flavour, device: torch.device, *, graph: bool) -> None:
         self._flavour, self._device = flavour, device
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._repeats = 1
+        self._repeats, self._batch = 1, 0
         self._stream = side_stream(device)
         log = logger(flavour)
         log.errors.clear()
@@ -134,34 +149,59 @@ class TensorRTSession:
             self._engine = self._runtime.deserialize_cuda_engine(engine)
             self._context = self._engine and self._engine.create_execution_context()
             if self._context is None:
-                raise MeasurementError(f"{flavour.name} cannot load the engine: {' '.join(log.errors)}")
-            images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-            self._input, self._output = self._bound()
+                raise MeasurementError(f"{flavour.name} cannot load the engine: {self._errors}")
+            self._bind()
+            images = np.random.default_rng(0).standard_normal(tuple(self._input.shape), dtype=np.float32)
             self._input.copy_(torch.from_numpy(images))
+            self._set_batch(self.batches[0])
             self._launch()
             self._stream.synchronize()
             if graph:
                 self._graph, self._repeats = capture(self._launch)
+                self.batches = (self._batch, self._batch)
             else:
                 self._repeats = repeats_for(self._launch)
 
-    def _bound(self) -> tuple[torch.Tensor, torch.Tensor]:
-        engine, tensors = self._engine, []
-        if engine.num_io_tensors != 2:
-            raise MeasurementError(f"the engine has {engine.num_io_tensors} inputs and outputs; expected one of each.")
-        for name in (engine.get_tensor_name(index) for index in range(2)):
-            dtype = DTYPES[engine.get_tensor_dtype(name).name]
-            tensor = torch.empty(tuple(engine.get_tensor_shape(name)), dtype=dtype, device=self._device)
-            self._context.set_tensor_address(name, tensor.data_ptr())
-            tensors.append((engine.get_tensor_mode(name).name, tensor))
-        by_mode = dict(tensors)
-        return by_mode["INPUT"], by_mode["OUTPUT"]
+    def _bind(self) -> None:
+        engine, context = self._engine, self._context
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        by_mode = {engine.get_tensor_mode(name).name: name for name in names}
+        shapes = {mode: tuple(engine.get_tensor_shape(name)) for mode, name in by_mode.items()}
+        if len(names) != 2 or len(by_mode) != 2 or -1 in shapes["INPUT"][1:]:
+            raise MeasurementError(
+                f"the engine has tensors {', '.join(names)} of shapes {shapes}; expected one input, of which only the "
+                "batch may vary, and one output. Export it with 'hwnas export'."
+            )
+        self._name, least, most = by_mode["INPUT"], shapes["INPUT"], shapes["INPUT"]
+        if -1 in most:
+            least, _, most = (tuple(each) for each in engine.get_tensor_profile_shape(self._name, 0))
+        else:
+            self._batch = most[0]
+        self.input_shape, self.batches = most[1:], (least[0], most[0])
+        self._set_batch(most[0])
+        self._input, self._output = (
+            torch.empty(
+                tuple(context.get_tensor_shape(name)),
+                dtype=DTYPES[engine.get_tensor_dtype(name).name],
+                device=self._device,
+            )
+            for name in (by_mode["INPUT"], by_mode["OUTPUT"])
+        )
+        context.set_tensor_address(by_mode["INPUT"], self._input.data_ptr())
+        context.set_tensor_address(by_mode["OUTPUT"], self._output.data_ptr())
+
+    def _set_batch(self, batch: int) -> None:
+        if batch != self._batch and not self._context.set_input_shape(self._name, (batch, *self.input_shape)):
+            raise MeasurementError(f"{self._flavour.name} refuses a batch of {batch}: {self._errors}")
+        self._batch = batch
+
+    @property
+    def _errors(self) -> str:
+        return " ".join(logger(self._flavour).errors)
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise MeasurementError(
-                f"{self._flavour.name} cannot run the engine: {' '.join(logger(self._flavour).errors)}"
-            )
+            raise MeasurementError(f"{self._flavour.name} cannot run the engine: {self._errors}")
 
     def _launch_repeatedly(self) -> None:
         for _ in range(self._repeats):
@@ -186,12 +226,16 @@ class TensorRTSession:
             UsageError: Images of another shape.
             MeasurementError: The engine fails while it runs.
         """
-        if images.shape != tuple(self._input.shape):
-            raise UsageError(f"images of shape {images.shape} given; the session takes {tuple(self._input.shape)}.")
+        batch, (least, most) = len(images), self.batches
+        if images.shape[1:] != self.input_shape or not least <= batch <= most:
+            raise UsageError(
+                f"images of shape {images.shape} given; the session takes {least} to {most} of {self.input_shape}."
+            )
         with self._running("run the engine"):
-            self._input.copy_(torch.tensor(images, dtype=torch.float32))
+            self._set_batch(batch)
+            self._input[:batch].copy_(torch.tensor(images, dtype=torch.float32))
             self._launch() if self._graph is None else self._graph.replay()
-            return self._output.float().cpu().numpy()
+            return self._output[:batch].float().cpu().numpy()
 
     def time_ms(self, *, budget_ms: float) -> list[float]:
         """Time of every run, for about ``budget_ms``; see ``hwnas.profilers.cuda`` for what an interval means.
@@ -200,6 +244,7 @@ class TensorRTSession:
             MeasurementError: The engine fails while it runs.
         """
         with self._running("time the engine"):
+            self._set_batch(self.batches[0])
             run: Callable[[], object] = self._launch_repeatedly if self._graph is None else self._graph.replay
             return time_on_stream(run, budget_ms=budget_ms, repeats=self._repeats)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -66,15 +67,21 @@ class Packages:
     folder: Path
 
     def add(
-        self, name: str, entry_points: dict[str, str], *, requires: Sequence[str] = (), source: str | None = None
+        self,
+        name: str,
+        entry_points: dict[str, str],
+        *,
+        group: str = "hwnas.profilers",
+        requires: Sequence[str] = (),
+        source: str | None = None,
     ) -> None:
-        """Installs a package that declares profilers, with ``NAME.py`` if there is source."""
+        """Installs a package that declares profilers or others, with ``NAME.py`` if there is source."""
         info = self.folder / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {r}" for r in requires)]
         (info / "METADATA").write_text("\n".join(lines) + "\n")
         points = [f"{point} = {target}" for point, target in entry_points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[hwnas.profilers]", *points]) + "\n")
+        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *points]) + "\n")
         if source is not None:
             (self.folder / f"{name}.py").write_text(source)
 
@@ -250,6 +257,13 @@ def searched(
 def run(searched: Path, tmp_path: Path) -> Path:
     """A copy of that run, to be changed."""
     return Path(shutil.copytree(searched, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was searched, trained and verified; to be copied, not changed."""
+    make = runpy.run_path(str(Path(__file__).with_name("finished_run.py")))["finished_run"]
+    return Path(make(tmp_path_factory.mktemp("finished")))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_every_answer_is_written_once(tmp_path: Path) -> None:
 def change_first(path: Path) -> None:
     """Gives the first answer an accuracy that nothing computes."""
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([json.dumps(json.loads(lines[0]) | {"accuracy": 7.0}) + "\n", *lines[1:]]))
+    path.write_text("".join([json.dumps(json.loads(lines[0]) | {"accuracy": 0.123456}) + "\n", *lines[1:]]))
 
 
 def test_a_line_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
@@ -118,7 +118,8 @@ def test_a_line_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
     assert [again(architecture) for architecture in SOME] == values
     assert path.read_bytes() == whole
     change_first(path)
-    assert [path_accuracy(path)(architecture) for architecture in SOME] == [7.0, *values[1:]]  # the file is believed
+    believed = path_accuracy(path)
+    assert [believed(architecture) for architecture in SOME] == [0.123456, *values[1:]]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_answers_of_something_else_are_dropped(tmp_path: Path, other: Callable[[
         path_accuracy(path)(architecture)
     change_first(path)
     accuracy = other(path)
-    assert accuracy(SOME[0]) == replace(accuracy, path=None)(SOME[0]) != 7.0
+    assert accuracy(SOME[0]) == replace(accuracy, path=None)(SOME[0]) != 0.123456
     assert len(path.read_text().splitlines()) == 1
 
 

@@ -131,7 +131,7 @@ def test_wrong_usage(hwnas: Run, arguments: list[str], part: str) -> None:
     [
         (["--resolution", "15"], ["resolution >= 16", "got resolution 15"]),
         (["--num-classes", "1"], ["at least 2 classes", "1 classes"]),
-        (["--width", "nan"], ["width from 0.1 to 10", "width nan"]),
+        (["--width", "nan"], ["takes width as float of at most 1,000,000", "got nan"]),
         (["--device", "gpu"], ["profiler 'onnxruntime' has no device 'gpu'", "cpu"]),
         (["--precision", "fp12"], ["profiler 'onnxruntime' has no precision 'fp12'", "fp32"]),
         (["--batch", "0"], ["batch must be at least 1", "got 0"]),

@@ -191,10 +191,10 @@ def test_sidecar_without_environment(refused: Run, table: Path) -> None:
     sidecar = json.loads(table.with_suffix(".json").read_text())
     del sidecar["environment"]["device"]
     table.with_suffix(".json").write_text(json.dumps(sidecar))
-    refused(f"{table.with_suffix('.json')}: the environment is not complete", "device")
+    refused(f"{table.with_suffix('.json')}: environment lacks 'device'")
     del sidecar["environment"]
     table.with_suffix(".json").write_text(json.dumps(sidecar))
-    refused(f"{table.with_suffix('.json')}: the key 'environment' is missing")
+    refused(f"{table.with_suffix('.json')}: it lacks 'environment'")
 
 
 def test_seconds_are_not_taken_for_milliseconds(refused: Run, table: Path) -> None:

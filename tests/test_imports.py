@@ -18,6 +18,7 @@ LAYERS = ["space", "ops", "latency", "supernet", "search", "recipes"]
 SHARED = {
     "errors",
     "_version",
+    "documents",
     "files",
     "plugins",
     "memory",

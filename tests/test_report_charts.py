@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hwnas.deploy.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Series, curves, smooth, ticks
-from hwnas.deploy.report.figures import CENTRE, ROW, Bar, bars, chain
+from hwnas.deploy.report.figures import CENTRE, ROW, Bar, bars, chain, strips
 from hwnas.deploy.report.markup import Markup, tag
 
 
@@ -148,6 +148,13 @@ def test_negative_bars_end_where_positive_ones_start() -> None:
     assert negative + width == pytest.approx(start, abs=0.11)  # both are rounded to 0.1
     assert negative < start
     assert "overhead −0.050\u00a0ms" in drawing
+
+
+def test_the_largest_share_has_the_full_colour() -> None:
+    drawing = strips([("a", [0.2, 0.2, 0.4]), ("b", [0.1, 0.0, 0.0])], [0, 5, 10], label="Shares")
+    # divided by 0.4, neighbours that are alike in one
+    assert re.findall(r'fill-opacity="([\d.]+)"', drawing) == ["0.50", "1.00", "0.25", "0.00"]
+    assert "a from 20\u00a0% to 40\u00a0%; b from 10\u00a0% to 0\u00a0%" in drawing
 
 
 def test_long_names_are_shortened_and_kept_as_a_title() -> None:

@@ -100,7 +100,7 @@ def test_a_training_shows_both_losses_both_scores_rate_and_speed() -> None:
 
 
 def test_no_probabilities_are_no_table_rows() -> None:
-    assert "<td" not in probabilities_section([])
+    assert "<td" not in probabilities_section([], None)
 
 
 def test_the_report_of_a_real_search_says_what_its_log_says(run: Path) -> None:

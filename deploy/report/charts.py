@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .markup import Markup
-from .numbers import decimals, fixed, scientific
+from .numbers import decimals, fixed, percent, scientific
 from .svg import Point, dot, line, path, svg, text
 
 Text = Callable[[float, int], str]
@@ -50,10 +50,12 @@ class Axes:
     y: Point
 
     @classmethod
-    def around(cls, points: Sequence[Point], *, also_x: Sequence[float] = (), also_y: Sequence[float] = ()) -> Axes:
-        """Axes that hold all points, with a little air above and below."""
+    def around(
+        cls, points: Sequence[Point], *, also_x: Sequence[float] = (), also_y: Sequence[float] = (), aside: float = 0
+    ) -> Axes:
+        """Axes that hold all points, with a little air above and below, and that share of the width aside."""
         xs, ys = [*(p[0] for p in points), *also_x], [*(p[1] for p in points), *also_y]
-        return cls(_span(min(xs), max(xs), 0.0), _span(min(ys), max(ys), 0.06))
+        return cls(_span(min(xs), max(xs), aside), _span(min(ys), max(ys), 0.06))
 
     def place(self, point: Point) -> Point:
         """Coordinates of a point; y grows downwards."""
@@ -133,6 +135,30 @@ def scatter(groups: Sequence[Series], *, label: str, x_label: str) -> Markup:
     return svg(label, WIDTH, HEIGHT, *marks)
 
 
+def tradeoff(groups: Sequence[Series], *, label: str, x_label: str, target: float) -> Markup:
+    """Shares against latency, each group over the one before; a line joins the group of tone ``a``.
+
+    Args:
+        groups: At least one of them with points, x in milliseconds, y from 0 to 1.
+        label: The alternative text.
+        x_label: Name of the x axis.
+        target: Latency where the vertical line is.
+    """
+    axes = Axes.around([p for group in groups for p in group.points], also_x=[target], aside=0.04)
+    marks = axes.draw(x_label, lambda share, places: percent(share, max(0, places - 2)))
+    marks.append(path([axes.place((target, y)) for y in axes.y], "target"))
+    for group in groups:
+        placed = [axes.place(p) for p in group.points]
+        if group.tone == "a" and placed:
+            marks.append(path(placed, "curve a"))
+        radius = {"d": 2.5, "b": 5}.get(group.tone, 4)
+        marks += [
+            dot(at, group.tone, f"{group.name}: {x:.4g} ms, {percent(y)}", radius=radius)
+            for at, (x, y) in zip(placed, group.points, strict=True)
+        ]
+    return svg(label, WIDTH, HEIGHT, *marks)
+
+
 def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
     """Round values between two bounds, at most about ``count`` of them.
 
@@ -173,7 +199,7 @@ def _course(points: Sequence[Point], text: Text) -> str:
 
 
 def _span(low: float, high: float, air: float) -> Point:
-    width = (high - low) or abs(high) or 1.0
-    if high == low:
-        air = 0.5
+    width = high - low
+    if width <= 1e-9 * max(abs(low), abs(high)):  # alike, as far as a chart goes
+        width, air = abs(high) or 1.0, 0.5
     return low - air * width, high + air * width

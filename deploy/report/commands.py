@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,8 @@ from hwnas.compute import Compute
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder
 from hwnas.space.library import SPACES
+from hwnas.steps import exported_name
+from hwnas.tensorrt_engine import FLAVOURS
 from hwnas.training import TrainingOptions
 
 _RENAMED = {"num_epochs": "epochs", "num_workers": "workers"}
@@ -22,8 +24,20 @@ _PYTHON_ONLY = ("channels_last", "momentum", "warm_up", "distillation_weight", "
 """Arguments of a training that the command line does not have."""
 
 
-def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, Any] | None) -> dict[str, str]:
-    """Step -> the command that repeats it with this run's arguments."""
+def commands(
+    run: RunFolder,
+    table: LatencyTable | None,
+    training: Mapping[str, Any] | None,
+    files: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, str]:
+    """Step -> the command that repeats it with this run's arguments; one that nobody can repeat is left out.
+
+    Args:
+        run: What was searched.
+        table: Its table, if it is at hand.
+        training: What ``training.json`` holds, if there is one.
+        files: What ``verification.json`` holds of the exported ones.
+    """
     config, how = run.config, run.how
     classes = {} if config.get("classes") is None else {"num_classes": config["classes"]}
     search = {
@@ -41,10 +55,15 @@ def commands(run: RunFolder, table: LatencyTable | None, training: Mapping[str, 
     searched = ["search", *_flags({**_space(config), **classes, **search})]
     trained = ["train", run.path, *_flags(_train_arguments(training, config))]
     return {
-        **({"profile": _profile(table, config)} if table else {}),
+        **({"profile": profiled} if table and (profiled := _profile(table, config)) else {}),
         "search": _line(*searched, ranks=how.get("ranks", 1)),
         "train": _line(*trained, ranks=(training or {}).get("ranks", 1)),
         "export": _line("export", run.path, "--exporter", "onnx"),
+        **{
+            f"export {each['file']}": _export(run, each)
+            for each in files
+            if each["file"] != exported_name("fp32", ".onnx")
+        },
         "verify": _line("verify", run.path),
         "report": _line("report", run.path),
     }
@@ -61,6 +80,13 @@ def missing_sections(
         todo = ("verify",) if exported else ("export", "verify") if training else ("train", "export", "verify")
         missing["verification"] = [steps[step] for step in todo]
     return missing
+
+
+def _export(run: RunFolder, file: Mapping[str, Any]) -> str:
+    """The command that makes a file again."""
+    flavour = file["environment"]["runtime"]
+    exporter = {"exporter": "tensorrt", "flavour": flavour} if flavour in FLAVOURS else {"exporter": "onnx"}
+    return _line("export", run.path, *_flags({**exporter, "precision": file["precision"]}))
 
 
 def _space(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,11 +126,11 @@ def _chosen(given: Mapping[str, Any], defaults: TrainingOptions | Compute) -> di
     return {name: given[name] for name in given if name not in _PYTHON_ONLY and given[name] != usual.get(name)}
 
 
-def _profile(table: LatencyTable, config: Mapping[str, Any]) -> str:
-    """How the table was made; one that no sweep alone made says so itself."""
+def _profile(table: LatencyTable, config: Mapping[str, Any]) -> str | None:
+    """How the table was made; one that no sweep alone made says so itself, if at all."""
     provenance, environment = table.provenance, table.environment
     if "imported" in provenance or "merged" in provenance:
-        return str(provenance["command"])
+        return provenance.get("command")
     fingerprint = config["space"]["fingerprint"]
     sweeps = [provenance, *provenance.get("earlier", [])]
     plans = [sweep["plan"] for sweep in sweeps if sweep.get("plan", {}).get("space") == fingerprint]

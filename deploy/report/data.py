@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from hwnas.errors import RunError, TableError
-from hwnas.files import read_json
+from hwnas.documents import Derivation, Layer, Training, Verification
+from hwnas.errors import HwnasError
 from hwnas.latency.calibration import measured_networks
+from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import STATISTIC
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
@@ -16,28 +18,15 @@ from hwnas.run import RunFolder, origin
 from hwnas.space import OpSignature, SearchSpace
 
 from ..verification import TOLERANCE
+from .candidates import candidates
 from .commands import commands, missing_sections
 from .notes import latency_notes, table_notes
+from .reading import columns, read_derivation, read_probabilities, read_scores, read_step
 
 Document = dict[str, Any]
 
 FORMAT = "hwnas-report"
 FORMAT_VERSION = 1
-
-_KEYS = {
-    "derivation.json": {
-        "target_ms",
-        "reachable_ms",
-        "rounds",
-        "prediction",
-        "layers",
-        "overhead_ms",
-        "probabilities",
-        "accuracy",
-    },
-    "training.json": {"accuracy", "data", "num_train", "num_val", "epochs", "architecture", "origin"},
-    "verification.json": {"file", "bytes", "numerics", "latency", "failures", "origin"},
-}
 
 
 def collect(run: RunFolder) -> Document:
@@ -46,18 +35,15 @@ def collect(run: RunFolder) -> Document:
     Raises:
         RunError: The search has not finished, or a file of the run is damaged.
     """
-    if not run.file("derivation.json").exists():
-        raise RunError(
-            f"{run.path} has no derivation.json: the search has not finished. "
-            "Run its 'hwnas search' again with --resume, to the end."
-        )
-    derivation, space, notes = _read(run, "derivation.json"), run.space(), list[str]()
+    space, notes = run.space(), list[str]()
+    derivation = read_derivation(run, space)
     chosen = derivation["rounds"][-1]
-    training = _of_architecture(run, "training.json", chosen, notes)
-    verification = _of_architecture(run, "verification.json", chosen, notes) if training else None
-    table, measured = _table(run, space, notes)
+    training = read_step(run, "training.json", Training, chosen["id"], notes)
+    verification = read_step(run, "verification.json", Verification, chosen["id"], notes) if training else None
+    table, model = _table(run, space, notes)
+    measured = _networks(table, model)
+    log = read_log(run.file("search.jsonl"))
     results = _results(derivation, training, verification)
-    results["layers"] = [_layer(*each) for each in zip(derivation["layers"], space.wiring, strict=True)]
     notes += latency_notes(results["latency"], derivation["prediction"], measured, run.config) + table_notes(table)
     document: Document = _finite(
         {
@@ -67,28 +53,34 @@ def collect(run: RunFolder) -> Document:
             "space": run.config["space"],
             "notes": notes,
             **results,
+            "layers": _layers(derivation, space, verification),
+            "candidates": candidates(space, model, derivation, read_scores(run)),
             "prediction": {**derivation["prediction"], "networks": measured},
             "input_shape": list(space.input_shape),
             "probabilities": _probabilities(space, derivation["probabilities"], chosen["architecture"]),
-            "search": _columns(run, "search") if run.file("search.jsonl").exists() else None,
-            "search_speed": _columns(run, "search-speed"),
+            "history": _history(read_probabilities(run, log, space), space, chosen["architecture"]),
+            "search": columns(run, "search", log) if run.file("search.jsonl").exists() else None,
+            "search_speed": columns(run, "search-speed"),
             "training": _training(run, training),
             "missing": missing_sections(run, training, verification),
             "provenance": _provenance(run, table, training, verification),
-            "commands": commands(run, table, training),
+            "commands": commands(run, table, training, verification["files"] if verification else []),
         }
     )
     return document
 
 
-def _results(derivation: Document, training: Document | None, verification: Document | None) -> Document:
+def _results(derivation: Derivation, training: Training | None, verification: Verification | None) -> Document:
     chosen = derivation["rounds"][-1]
+    kept = ("file", "precision", "bytes", "environment", "note", "numerics", "latency", "failures")
     return {
         "architecture": {"id": chosen["id"], "options": chosen["architecture"]},
         "latency": _latency(derivation, verification),
         "failures": verification["failures"] if verification else [],
         "accuracy": _accuracy(derivation, training, verification),
         "numerics": verification["numerics"] if verification else None,
+        "files": [{name: each.get(name) for name in kept} for each in verification["files"]] if verification else [],
+        "not_run": verification["not_run"] if verification else [],
         "size": _size(derivation, verification),
         "reachable_ms": derivation["reachable_ms"],
         "rounds": derivation["rounds"],
@@ -96,52 +88,37 @@ def _results(derivation: Document, training: Document | None, verification: Docu
     }
 
 
-def _read(run: RunFolder, name: str) -> Document:
-    document = read_json(run.file(name))
-    lacking = sorted(_KEYS[name] - set(document if isinstance(document, dict) else ()))
-    if lacking:
-        raise RunError(f"{run.file(name)} lacks '{lacking[0]}'. Restore it or run the step again.")
-    return dict(document)
-
-
-def _of_architecture(run: RunFolder, name: str, chosen: Document, notes: list[str]) -> Document | None:
-    """A step's document, if it is about the architecture that was derived last."""
-    if not run.file(name).exists():
-        return None
-    document = _read(run, name)
-    same = document["architecture"] == chosen["id"]
-    if not same:
-        notes.append(f"{name} is about an architecture that was replaced since, and is left out.")
-    return document if same else None
-
-
-def _table(run: RunFolder, space: SearchSpace, notes: list[str]) -> tuple[LatencyTable | None, list[Document]]:
-    """The run's table, and its measured networks with what the calibrated model predicts for them."""
+def _table(run: RunFolder, space: SearchSpace, notes: list[str]) -> tuple[LatencyTable | None, LatencyModel | None]:
+    """The run's table and what it predicts; a note where it cannot be had."""
     try:
         table = run.table()
-        record = table.calibrations.get(space.fingerprint)
-        if not record:
-            return table, []
-        indices, measured = measured_networks(record)
-        predicted = LatencyModel.from_table(space, table).exact_ms_many(indices)
-    except (TableError, RunError) as error:
+        return table, LatencyModel.from_table(space, table)
+    except HwnasError as error:
         notes.append(f"The latency table could not be read: {error}")
-        return None, []
-    pairs = zip(predicted, measured, strict=True)
-    return table, [{"predicted_ms": float(p), "measured_ms": float(m)} for p, m in pairs]
+        return None, None
 
 
-def _latency(derivation: Document, verification: Document | None) -> Document:
+def _networks(table: LatencyTable | None, model: LatencyModel | None) -> list[Document]:
+    """Measured networks with what the calibrated model predicts for them."""
+    record = table.calibrations.get(model.space.fingerprint) if table and model else None
+    if model is None or not record:
+        return []
+    indices, measured = measured_networks(record)
+    pairs = zip(model.exact_ms_many(indices), measured, strict=True)
+    return [{"predicted_ms": float(p), "measured_ms": float(m)} for p, m in pairs]
+
+
+def _latency(derivation: Derivation, verification: Verification | None) -> Document:
     """Target, prediction and measurement; whether the target is met is decided here, from the numbers."""
     chosen, target = derivation["rounds"][-1], derivation["target_ms"]
     quantiles = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"))
     latency: Document = {"target_ms": target, "predicted_ms": chosen["predicted_ms"], **quantiles}
     if verification:
-        stated = verification["latency"]
+        stated: Document = {**verification["latency"]}
         latency |= {name: stated[name] for name in (*quantiles, "measured_ms", "slowdown", "statistic")}
         limit = target * TOLERANCE
     else:
-        latency |= {name: chosen[name] for name in ("measured_ms", "slowdown")}
+        latency |= {"measured_ms": chosen["measured_ms"], "slowdown": chosen["slowdown"]}
         latency["statistic"] = f"{STATISTIC}, as in the table"
         limit = target
     measured = latency["measured_ms"]
@@ -154,17 +131,18 @@ def _latency(derivation: Document, verification: Document | None) -> Document:
     }
 
 
-def _accuracy(derivation: Document, training: Document | None, verification: Document | None) -> Document:
-    numerics = verification["numerics"] if verification else {}
+def _accuracy(derivation: Derivation, training: Training | None, verification: Verification | None) -> Document:
+    numerics = verification["numerics"] if verification else None
     return {
-        **{name: derivation["accuracy"].get(name) for name in ("inherited", "recalibrated")},
+        "inherited": derivation["accuracy"].get("inherited"),
+        "recalibrated": derivation["accuracy"].get("recalibrated"),
         "trained": training["accuracy"] if training else None,
-        "pytorch": numerics.get("accuracy_pytorch"),
-        "exported": numerics.get("accuracy_exported"),
+        "pytorch": numerics["accuracy_pytorch"] if numerics else None,
+        "exported": numerics["accuracy_exported"] if numerics else None,
     }
 
 
-def _size(derivation: Document, verification: Document | None) -> Document:
+def _size(derivation: Derivation, verification: Verification | None) -> Document:
     return {
         "parameters": sum(layer["parameters"] for layer in derivation["layers"]),
         "macs": sum(layer["macs"] for layer in derivation["layers"]),
@@ -173,12 +151,20 @@ def _size(derivation: Document, verification: Document | None) -> Document:
     }
 
 
-def _layer(layer: Document, inputs: tuple[int, ...]) -> Document:
+def _layers(derivation: Derivation, space: SearchSpace, verification: Verification | None) -> list[Document]:
+    """Every layer, with what the exported file took in it where the runtime tells."""
+    measured = {each["name"]: each["measured_ms"] for each in verification["layers"]} if verification else {}
+    return [
+        {**_layer(layer), "inputs": list(inputs), "measured_ms": measured.get(layer["name"])}
+        for layer, inputs in zip(derivation["layers"], space.wiring, strict=True)
+    ]
+
+
+def _layer(layer: Layer) -> Document:
     op = OpSignature.parse(layer["operator"])
     return {
         **layer,
         "op": op.op,
-        "inputs": list(inputs),
         "kernel": op.attribute("k") or None,
         "expansion": op.attribute("e") or None,
         "groups": op.attribute("g") or None,
@@ -190,7 +176,9 @@ def _layer(layer: Document, inputs: tuple[int, ...]) -> Document:
     }
 
 
-def _probabilities(space: SearchSpace, probabilities: Document, chosen: Document) -> list[Document]:
+def _probabilities(
+    space: SearchSpace, probabilities: Mapping[str, list[float]], chosen: Mapping[str, str]
+) -> list[Document]:
     return [
         {
             "choice": choice.name,
@@ -204,38 +192,56 @@ def _probabilities(space: SearchSpace, probabilities: Document, chosen: Document
     ]
 
 
-def _columns(run: RunFolder, name: str) -> dict[str, list[Any]]:
-    """A log by figure; None where a step did not log it."""
-    log = read_log(run.file(f"{name}.jsonl"))
-    names = dict.fromkeys(key for entry in log for key in entry if key != "probabilities")
-    return {name: [entry.get(name) for entry in log] for name in names}
+def _history(
+    moments: list[tuple[int, dict[str, list[float]]]], space: SearchSpace, chosen: Mapping[str, str]
+) -> Document | None:
+    """Probability of the option that was chosen, over the search; None where none ever moved."""
+    numbers = {choice.name: choice.options.index(chosen[choice.name]) for choice in space.choices}
+    rows = {
+        name: [found[name][number] for _, found in moments]
+        for name, number in numbers.items()
+        if all(name in found for _, found in moments)
+    }
+    if not any(max(row) - min(row) > STILL for row in rows.values() if row):
+        return None
+    return {
+        "step": [step for step, _ in moments],
+        "choices": [{"choice": name, "probability": row} for name, row in rows.items()],
+    }
 
 
-def _training(run: RunFolder, training: Document | None) -> Document | None:
+STILL = 1e-3
+"""Change of a probability that nobody sees."""
+
+
+def _training(run: RunFolder, training: Training | None) -> Document | None:
     if training is None:
         return None
+    given: Document = {**training}
     kept = ("data", "num_train", "num_val", "epochs", "accuracy")
     return {
-        **{name: training[name] for name in kept},
+        **{name: given[name] for name in kept},
         "top5": training.get("top5"),
-        "curve": _columns(run, "training"),
-        "speed": _columns(run, "training-speed"),
+        "curve": columns(run, "training"),
+        "speed": columns(run, "training-speed"),
     }
 
 
 def _provenance(
-    run: RunFolder, table: LatencyTable | None, training: Document | None, verification: Document | None
+    run: RunFolder, table: LatencyTable | None, training: Training | None, verification: Verification | None
 ) -> Document:
-    config, document = run.config, read_json(run.file("run.json"))
-    environment = table.environment.to_dict() if table else (verification or {}).get("environment")
+    config = run.config
+    environment = table.environment if table else None
+    if verification and not table:
+        environment = Environment.from_dict(verification["environment"])
     return {
-        "environment": environment,
+        "environment": environment.to_dict() if environment else None,
         "table": {**config["table"], **(_measured(table) if table else {})},
         "search": {
             "recipe": config["recipe"],
             "data": config["data"],
             "seed": config["seed"],
-            "origin": document["origin"],
+            "origin": run.document["origin"],
         },
         "training": training["origin"] if training else None,
         "verification": verification["origin"] if verification else None,
@@ -246,7 +252,7 @@ def _provenance(
 def _measured(table: LatencyTable) -> Document:
     states = [entry.status for entry in table.entries.values()]
     counts = {status: states.count(status) for status in ("unstable", "failed")}
-    return {"rows": len(states), **counts, **table.provenance}
+    return {**table.provenance, "rows": len(states), **counts}
 
 
 def _finite(value: Any) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .markup import Markup, tag
-from .numbers import decimals, ms
+from .numbers import decimals, ms, percent
 from .svg import dot, line, path, rect, svg, text
 
 WIDTH = 400
@@ -19,6 +20,9 @@ NAMES, CENTRE, ARC = 92, 200, 306
 
 NARROW, WIDE, TAPER = 168, 200, 7
 """Width of a box without and with the largest expansion; how much a strided box tapers on each side."""
+
+ROOM = 130
+"""Width that the name of the target needs to the left of its line."""
 
 LANE, LANES = 6, 4
 """Distance between lines beside the boxes, and how many have room beside the names."""
@@ -30,16 +34,18 @@ NAMED_OPS = {"mbconv": "MBConv", "skip": "skipped"}
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar: its name, its milliseconds and the CSS class that colours it."""
+    """One horizontal bar: its name, its milliseconds and the CSS class that colours it; below it what was measured."""
 
     name: str
     ms: float
     tone: str = "a"
+    measured_ms: float | None = None
 
 
 def bars(rows: Sequence[Bar], *, label: str, places: int, target_ms: float | None = None) -> Markup:
     """Bars from zero, to the left where negative, with a line at the target if there is one."""
-    values = [0.0, *(row.ms for row in rows), *([] if target_ms is None else [target_ms])]
+    measured = [row.measured_ms for row in rows if row.measured_ms is not None]
+    values = [0.0, *(row.ms for row in rows), *measured, *([] if target_ms is None else [target_ms])]
     low, high = min(values), max(values)
     left, right = NAMES + 12, WIDTH - 82
 
@@ -49,19 +55,59 @@ def bars(rows: Sequence[Bar], *, label: str, places: int, target_ms: float | Non
     height = ROW * (len(rows) + 1)
     marks = [line((at(0), ROW - 4), (at(0), height), "axis"), text((at(0), 18), "0", "tick middle")]
     for number, row in enumerate(rows, start=1):
-        y = number * ROW
-        start, end = sorted((at(0), at(row.ms)))
-        marks += [
-            _name(row.name, y),
-            rect((start, y + 6), max(end - start, 0.5), 14, f"bar {row.tone}"),
-            text((WIDTH, y + 17), ms(row.ms, places), "value end"),
-        ]
+        y, thick = number * ROW, 14 if row.measured_ms is None else 9
+        drawn = [(row.ms, row.tone), *([] if row.measured_ms is None else [(row.measured_ms, "b")])]
+        for below, (value, tone) in enumerate(drawn):
+            start, end = sorted((at(0), at(value)))
+            marks.append(rect((start, y + 6 + below * thick), max(end - start, 0.5), thick, f"bar {tone}"))
+        marks += [_name(row.name, y), text((WIDTH, y + 17), ms(row.ms, places), "value end")]
     if target_ms is not None:
         x = at(target_ms)
         said = f"target {ms(target_ms, decimals(target_ms))}"
-        marks += [line((x, ROW - 6), (x, height), "target"), text((min(x, right), 18), said, "value end")]
-    said = "; ".join(f"{row.name} {ms(row.ms, places)}" for row in rows)
+        placed = ((x, 18), said, "value") if x < left + ROOM else ((min(x, right), 18), said, "value end")
+        marks += [line((x, ROW - 6), (x, height), "target"), text(*placed)]
+    said = "; ".join(f"{row.name} {ms(row.ms, places)}{_also(row, places)}" for row in rows)
     return svg(f"{label}: {said}.", WIDTH, height, *marks)
+
+
+def _also(row: Bar, places: int) -> str:
+    return "" if row.measured_ms is None else f", measured {ms(row.measured_ms, places)}"
+
+
+def strips(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], *, label: str) -> Markup:
+    """Shares over time as a heat map: a row a name, a column a step, in full colour the largest share of all.
+
+    Args:
+        rows: Names, and a share from 0 to 1 for every step.
+        steps: In order; the first and the last are named.
+        label: Begins the alternative text.
+    """
+    left, high = NAMES + 12, 22
+    width = (WIDTH - left) / len(steps)
+    most = max((share for _, shares in rows for share in shares), default=0) or 1
+    marks = []
+    for number, (name, shares) in enumerate(rows):
+        y = number * high
+        marks += [_name(name, y - 2), rect((left, y + 2), WIDTH - left, high - 4, "wash")]
+        for share, first, count in _runs(shares):
+            at = (left + first * width, y + 2)
+            marks.append(tag("g", rect(at, count * width, high - 4, "bar a"), fill_opacity=f"{share / most:.2f}"))
+    base = len(rows) * high
+    marks += [
+        text((left, base + 14), f"step {steps[0]:,}", "tick"),
+        text((WIDTH, base + 14), f"step {steps[-1]:,}", "tick end"),
+    ]
+    said = "; ".join(f"{name} from {percent(shares[0], 0)} to {percent(shares[-1], 0)}" for name, shares in rows)
+    return svg(f"{label}: {said}.", WIDTH, base + 20, *marks)
+
+
+def _runs(shares: Sequence[float]) -> Iterator[tuple[float, int, int]]:
+    """Share, first column and number of columns of neighbours that look alike."""
+    first = 0
+    for share, alike in itertools.groupby(round(share, 2) for share in shares):
+        count = len(list(alike))
+        yield share, first, count
+        first += count
 
 
 def chain(layers: Sequence[Mapping[str, Any]], input_shape: Sequence[int]) -> Markup:

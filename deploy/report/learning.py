@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .charts import Series, Text, curves
+from .figures import strips
 from .markup import Markup, commands_of, figure, legend, section, table, tag
 from .numbers import fixed, percent
 
@@ -92,8 +93,8 @@ def _share(value: float, places: int) -> str:
     return percent(value, max(0, places - 2))
 
 
-def probabilities_section(choices: Sequence[Document]) -> Markup:
-    """Heat map of what every choice ended with, the chosen option marked."""
+def probabilities_section(choices: Sequence[Document], history: Document | None) -> Markup:
+    """Heat maps of what every choice ended with, the chosen option marked, and of how it came there."""
     names = list(dict.fromkeys(option["name"] for choice in choices for option in choice["options"]))
     rows = []
     for choice in choices:
@@ -110,7 +111,15 @@ def probabilities_section(choices: Sequence[Document]) -> Markup:
         "Probability of every option at the end of the search, in percent. Framed and bold: chosen. The network as "
         "a whole has to keep the limit, so a single option need not be the most probable of its row."
     )
-    return section("Option probabilities", words, heat)
+    return section("Option probabilities", words, heat, *([_history(history)] if history else []))
+
+
+def _history(history: Document) -> Markup:
+    rows = [(each["choice"], each["probability"]) for each in history["choices"]]
+    most = max(share for _, shares in rows for share in shares)
+    drawing = strips(rows, history["step"], label="Probability of the chosen option over the search")
+    key = f"Full colour: {percent(most, 0)}. Fainter: less probable."
+    return tag("div", figure(drawing, "Chosen options over the search", key), class_="half")
 
 
 def _heat(option: Document | None) -> Markup:

@@ -51,19 +51,6 @@ def scientific(value: float) -> str:
     return f"{mantissa.replace('-', '−')}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
-def near_one(value: float) -> str:
-    """A number just below one by what it lacks.
-
-    Example:
-        >>> near_one(1 - 2.4e-7), near_one(0.97), near_one(1.0)
-        ('1 − 2.4×10⁻⁷', '0.9700', '1')
-    """
-    gap = 1 - value
-    if gap <= 0:
-        return "1"
-    return f"1 − {scientific(gap)}" if gap < 1e-3 else fixed(value, 4)
-
-
 def large(value: float, unit: str = "") -> str:
     """Three significant digits with a decimal prefix.
 

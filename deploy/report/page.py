@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .figures import Bar, bars
-from .markup import Markup, commands_of, exact, facts, figure, section, tag
-from .numbers import decimals, fixed, large, ms, near_one, percent, scientific
+from .markup import Markup, commands_of, exact, facts, figure, section, table, tag
+from .numbers import decimals, fixed, large, ms, percent, scientific
 from .sections import sections
 from .style import CSS
 
 Document = Mapping[str, Any]
 
 NOT_YET = "not yet"
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""What a browser lets the page do, whatever a run has put into it: show its own styles, and nothing else."""
 
 _BASIS = {
     "verification": "measured with the exported network",
@@ -29,6 +32,7 @@ def page(report: Document) -> str:
         "head",
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
         tag("title", f"hwnas report: {title}"),
         tag("style", Markup(CSS)),
     )
@@ -46,7 +50,8 @@ def _header(report: Document, title: str) -> Markup:
     )
     failures = [tag("p", f"Verification failed: {text}.", class_="missed") for text in report["failures"]]
     notes = [tag("ul", *(tag("li", note) for note in report["notes"]), class_="notes")] if report["notes"] else []
-    return tag("header", tag("h1", title), tag("p", device), _verdict(report["latency"]), *failures, *notes)
+    gist = tag("p", _gist(report["accuracy"], report["size"]))
+    return tag("header", tag("h1", title), tag("p", device), _verdict(report["latency"]), gist, *failures, *notes)
 
 
 def _verdict(latency: Document) -> Markup:
@@ -63,14 +68,19 @@ def _verdict(latency: Document) -> Markup:
     return tag("p", tag("strong", words, class_=tone), ": ", taken, " of ", allowed, said, class_="verdict")
 
 
+def _gist(accuracy: Document, size: Document) -> str:
+    """How exact and how large, as far as it is known."""
+    states = {"exported": "as exported", "trained": "trained", "recalibrated": "with the supernet's weights"}
+    known = [f"Top-1 {percent(accuracy[key])} {words}" for key, words in states.items() if accuracy[key] is not None]
+    parts = [*known[:1], *([large(size["bytes"], "B")] if size["bytes"] else [])]
+    return ", ".join([*parts, f"{large(size['parameters'])} parameters."])
+
+
 def _summary(report: Document) -> Markup:
     accuracy = facts("Accuracy, top-1 on held-out images", _accuracy(report["accuracy"]))
-    boxes = (
-        _latency(report),
-        tag("div", accuracy, facts("Size", _size(report["size"]))),
-        facts("Exported file against PyTorch", _numerics(report)),
-        facts("Held-out error of the table", _prediction(report["prediction"])),
-    )
+    size = facts("Size", _size(report["size"]))
+    error = facts("Held-out error of the table", _prediction(report["prediction"]))
+    boxes = tag("div", _latency(report), _files(report)), tag("div", accuracy, size, error)
     missing = report["missing"].get("verification")
     hint = [commands_of("Not verified yet. Run:", missing)] if missing else []
     return section("Summary", "", tag("div", *boxes, class_="columns"), *hint)
@@ -79,7 +89,7 @@ def _summary(report: Document) -> Markup:
 def _latency(report: Document) -> Markup:
     latency = report["latency"]
     places, target = decimals(latency["target_ms"]), latency["target_ms"]
-    named = (("predicted", "b"), ("measured", "a"), ("p50", "c"), ("p90", "c"), ("p99", "c"))
+    named = (("predicted", "a"), ("measured", "b"), ("p50", "c"), ("p90", "c"), ("p99", "c"))
     rows = [Bar(name, latency[f"{name}_ms"], tone) for name, tone in named if latency[f"{name}_ms"] is not None]
     drawing = bars(rows, label="Latency", places=places, target_ms=target)
     caption = []
@@ -103,18 +113,47 @@ def _accuracy(accuracy: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _numerics(report: Document) -> list[tuple[str, str]]:
-    numerics = report["numerics"]
-    if not numerics:
-        return [("numerics", NOT_YET)]
-    largest, mean = numerics["max_difference"], numerics["mean_difference"]
-    return [
-        ("images compared", exact(numerics["num_images"], str(numerics["num_images"]))),
-        ("largest difference", exact(largest, scientific(largest))),
-        ("mean difference", exact(mean, scientific(mean))),
-        ("least cosine", exact(numerics["min_cosine"], near_one(numerics["min_cosine"]))),
-        ("top-1 agreement", exact(numerics["top1_agreement"], percent(numerics["top1_agreement"], 2))),
-    ]
+def _files(report: Document) -> Markup:
+    """How exact, how large and how fast every exported file is."""
+    files = report["files"]
+    if not files:
+        return facts("Exported file against PyTorch", [("numerics", NOT_YET)])
+    numerics, places = [each["numerics"] for each in files], decimals(report["latency"]["target_ms"])
+    rows: dict[str, list[Markup]] = {
+        "size": [exact(each["bytes"], large(each["bytes"], "B")) for each in files],
+        "largest difference": [exact(n["max_difference"], scientific(n["max_difference"])) for n in numerics],
+        "mean difference": [exact(n["mean_difference"], scientific(n["mean_difference"])) for n in numerics],
+        "1 − least cosine": [exact(n["min_cosine"], scientific(1 - n["min_cosine"])) for n in numerics],
+        "top-1 agreement": [exact(n["top1_agreement"], percent(n["top1_agreement"], 2)) for n in numerics],
+        "top-1 accuracy": [exact(n["accuracy_exported"], percent(n["accuracy_exported"])) for n in numerics],
+        **{
+            name: [exact(each["latency"][f"{key}_ms"], ms(each["latency"][f"{key}_ms"], places)) for each in files]
+            for name, key in (("measured", "measured"), ("median", "p50"), ("p90", "p90"), ("p99", "p99"))
+        },
+        "bounds": [_kept(each["failures"]) for each in files],
+    }
+    header = ("", *(each["precision"] + (" engine" if each["file"].endswith(".engine") else "") for each in files))
+    grid = table("Exported files against PyTorch", header, [(name, *cells) for name, cells in rows.items()])
+    words = (
+        f"{numerics[0]['num_images']} held-out images. The target is for {files[0]['file']}, in the precision of "
+        f"the latency table. Measured: {files[0]['latency']['statistic']}."
+    )
+    said = [f"{each['file']}: {remark}" for each in files for remark in _timed(each, files[0])]
+    said += [f"{each['file']}, not run: {each['reason']}" for each in report["not_run"]]
+    remarks = (tag("p", remark, class_="remark") for remark in (words, *said))
+    return tag("div", tag("h3", "Exported files against PyTorch"), grid, *remarks)
+
+
+def _timed(file: Document, judged: Document) -> list[str]:
+    """What to know before comparing a file's latency with that of the file with the verdict."""
+    fields = ("device", "runtime", "runtime_version")
+    where, usual = ([each["environment"][name] for name in fields] for each in (file, judged))
+    elsewhere = [] if where == usual else [f"timed on {where[0]}, {where[1]} {where[2]}."]
+    return [*elsewhere, *([file["note"]] if file["note"] else [])]
+
+
+def _kept(failures: Sequence[str]) -> Markup:
+    return tag("strong", "✗ broken", class_="missed") if failures else tag("strong", "✓ kept", class_="met")
 
 
 def _size(size: Document) -> list[tuple[str, str]]:

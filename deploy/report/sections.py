@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .candidates import candidates_section
 from .charts import Series, scatter
 from .figures import Bar, bars, chain
 from .learning import probabilities_section, search_section, training_section
@@ -29,9 +30,10 @@ def sections(report: Document) -> list[Markup]:
     """All of them, in the order of the page."""
     return [
         _derivation(report),
+        candidates_section(report),
         _network(report),
         search_section(report),
-        probabilities_section(report["probabilities"]),
+        probabilities_section(report["probabilities"], report["history"]),
         _prediction(report),
         training_section(report),
         provenance(report),
@@ -49,15 +51,15 @@ def _derivation(report: Document) -> Markup:
     rows = [
         (
             str(number),
-            each["id"],
             ms(each["limit_ms"], places),
             ms(each["predicted_ms"], places),
             "not measured" if each["measured_ms"] is None else ms(each["measured_ms"], places),
             "✓ met" if each["met"] else "✗ missed",
+            each["id"],
         )
         for number, each in enumerate(report["rounds"], start=1)
     ]
-    header = ("round", "architecture", "limit", "predicted", "measured", "target")
+    header = ("#", "limit", "predicted", "measured", "target", "architecture")
     return section("Derivation", intro, table("Derivation rounds", header, rows))
 
 
@@ -65,8 +67,11 @@ def _network(report: Document) -> Markup:
     layers, overhead = report["layers"], report["overhead_ms"]
     shares = [*(layer["predicted_ms"] for layer in layers), overhead]
     places = min(4, decimals(max(map(abs, shares))))
-    rows = [Bar(layer["name"], layer["predicted_ms"], "c" if layer["skipped"] else "a") for layer in layers]
-    rows.append(Bar("overhead", overhead, "b"))
+    rows = [
+        Bar(layer["name"], layer["predicted_ms"], "c" if layer["skipped"] else "a", layer["measured_ms"])
+        for layer in layers
+    ]
+    rows.append(Bar("overhead", overhead))
     total = f"Predicted shares; they add up to {ms(sum(shares), places)}. "
     sign = (
         "The overhead is negative: a whole network runs faster than its blocks timed one by one."
@@ -74,9 +79,24 @@ def _network(report: Document) -> Markup:
         else "The overhead is what a network costs beyond its blocks."
     )
     drawn = figure(chain(layers, report["input_shape"]), "Architecture", _key(layers))
-    timed = figure(bars(rows, label="Predicted latency by layer", places=places), "Latency by layer", total, sign)
+    timed = figure(
+        bars(rows, label="Predicted latency by layer", places=places),
+        "Latency by layer",
+        *_measured_layers(layers, places),
+        total,
+        sign,
+    )
     pair = tag("div", drawn, timed, class_="columns")
     return section("Network", "", pair, _layer_table(layers, places))
+
+
+def _measured_layers(layers: Sequence[Document], places: int) -> list[str]:
+    """What the thin bars are, where the runtime told what every layer took."""
+    told = [layer["measured_ms"] for layer in layers if layer["measured_ms"] is not None]
+    if not told:
+        return []
+    words = f"Measured node by node, which costs time itself; these add up to {ms(sum(told), places)}. "
+    return [legend(("a", "predicted"), ("b", "measured")), words]
 
 
 def _key(layers: Sequence[Document]) -> str:
@@ -95,14 +115,15 @@ def _layer_table(layers: Sequence[Document], places: int) -> Markup:
     rows = [
         (
             layer["name"],
-            layer["operator"],
             ms(layer["predicted_ms"], places),
+            "–" if layer["measured_ms"] is None else ms(layer["measured_ms"], places),
             large(layer["macs"]),
             fixed(layer["parameters"], 0),
+            layer["operator"],
         )
         for layer in layers
     ]
-    header = ("layer", "operator", "predicted", "MACs", "parameters")
+    header = ("layer", "predicted", "measured", "MACs", "parameters", "operator")
     return tag("details", tag("summary", "All layers as a table"), table("Layers", header, rows))
 
 

@@ -15,9 +15,10 @@ h2 { font-size: 1.25rem; margin: 0 0 8px; }
 h3 { font-size: 0.9375rem; margin: 0 0 8px; }
 p { margin: 0 0 12px; max-width: 72ch; }
 section { border-top: 1px solid var(--line); margin-top: 40px; padding-top: 24px; }
-.muted, figcaption, header p { color: var(--muted); }
+.muted, .remark, figcaption, header p { color: var(--muted); }
 .verdict { font-size: 1.25rem; line-height: 1.4; margin: 24px 0 0; color: var(--ink);
   text-wrap: balance; }
+.verdict + p { margin-top: 4px; }
 .met { color: var(--good); } .missed { color: var(--bad); }
 .notes { margin: 16px 0 0; padding: 12px 16px 12px 32px; background: var(--wash); border-radius: 6px;
   font-size: 0.9375rem; }
@@ -27,13 +28,14 @@ section { border-top: 1px solid var(--line); margin-top: 40px; padding-top: 24px
 .columns > * { min-width: 0; }
 .pages { columns: 2 340px; column-gap: 48px; margin-top: 20px; }
 .facts { break-inside: avoid; padding-bottom: 28px; }
-.columns > .facts, .columns .facts:last-child { padding-bottom: 0; }
+.columns .facts:last-child { padding-bottom: 0; }
+.columns > div > figure:not(:last-child) { margin-bottom: 28px; }
 figure { margin: 0; }
-figcaption { font-size: 0.875rem; margin-top: 6px; max-width: 72ch; }
+figcaption, .remark { font-size: 0.875rem; margin: 6px 0 0; max-width: 72ch; }
 dl { margin: 0; font-size: 0.9375rem; }
 dl > div { display: flex; justify-content: space-between; gap: 16px; padding: 5px 0;
   border-top: 1px solid var(--line); }
-dt { color: var(--muted); flex: none; max-width: 55%; }
+dt { color: var(--muted); flex: none; max-width: 70%; }
 dd { margin: 0; text-align: right; min-width: 0; overflow-wrap: anywhere; }
 dd, td, svg { font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
@@ -67,6 +69,9 @@ svg text { fill: var(--ink); font-size: 12px; } svg .tick, svg .name { fill: var
 .target { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; }
 .curve { stroke-width: 2; stroke-linejoin: round; } .raw { stroke-width: 1; opacity: 0.35; }
 .curve.a, .raw.a { stroke: var(--a); } .curve.b, .raw.b { stroke: var(--b); }
+.half { max-width: 520px; margin-top: 28px; } .wash { fill: var(--wash); }
+.key.d::before { background: var(--muted); }
+.dot.d { fill: var(--muted); opacity: 0.5; }
 .bar.a, .dot.a { fill: var(--a); } .bar.b, .dot.b { fill: var(--b); } .bar.c, .dot.c { fill: var(--muted); }
 .flow { stroke: var(--muted); stroke-width: 1.5; } .residual { stroke: var(--muted); }
 .box { fill: var(--a); stroke: var(--a); } .k1, .k2 { fill-opacity: 0.08; } .k3, .k4 { fill-opacity: 0.18; }
@@ -74,6 +79,7 @@ svg text { fill: var(--ink); font-size: 12px; } svg .tick, svg .name { fill: var
 .skipped { stroke: var(--muted); stroke-dasharray: 4 4; }
 .skipped + text { fill: var(--muted); stroke: var(--page); stroke-width: 6px; paint-order: stroke; }
 .todo { margin-top: 20px; } .todo p { margin-bottom: 8px; }
-@media (max-width: 600px) { svg text { font-size: 13px; } }
+@media (max-width: 600px) { svg text { font-size: 13px; } table { font-size: 0.875rem; } th, td { padding-left: 7px; }
+  .heat td { min-width: 3.2em; padding: 5px 2px; } .heat th { padding: 4px 2px; } }
 @media print { main { max-width: none; } section { break-inside: avoid; } }
 """

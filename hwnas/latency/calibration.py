@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.errors import UsageError
+from hwnas.errors import TableFormatError, UsageError
 from hwnas.space import Architecture, SearchSpace
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -132,6 +132,13 @@ def calibration_record(space: SearchSpace, networks: Sequence[tuple[Architecture
 
 
 def measured_networks(record: Mapping[str, Any]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Array]:
-    """Option indices of shape ``(networks, choices)`` and latencies in milliseconds of a record."""
-    indices = np.asarray([network["options"] for network in record["networks"]], dtype=np.int64)
+    """Option indices of shape ``(networks, choices)`` and latencies in milliseconds of a record.
+
+    Raises:
+        TableFormatError: The networks are not of one space.
+    """
+    options = [network["options"] for network in record["networks"]]
+    if len({len(row) for row in options}) > 1:
+        raise TableFormatError("the measured networks have different numbers of choices. Profile again.")
+    indices = np.asarray(options, dtype=np.int64)
     return indices, np.asarray([network["ms"] for network in record["networks"]], dtype=np.float64)

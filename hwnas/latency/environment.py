@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas._version import __version__
+from hwnas.documents import EnvironmentDocument, fitting
 from hwnas.errors import TableFormatError
 
 
@@ -68,10 +69,14 @@ class Environment:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Environment:
-        """Reads ``to_dict``; raises TableFormatError where fields are missing or unknown."""
+        """Reads ``to_dict``.
+
+        Raises:
+            TableFormatError: Fields are missing, unknown or of another type.
+        """
         try:
-            return cls(**document)
-        except TypeError as error:
+            return cls(**fitting(document, EnvironmentDocument))
+        except (TypeError, ValueError) as error:
             raise TableFormatError(f"the environment is not complete: {error}.") from error
 
 

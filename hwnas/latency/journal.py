@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hwnas.documents import Begun, Failed, Visited, fitting
 from hwnas.errors import EnvironmentMismatchError, OutputError, RunError
+from hwnas.files import parse_json
 from hwnas.latency.environment import Environment
 
 FORMAT = "hwnas-sweep-journal-1"
@@ -114,10 +116,11 @@ class Journal:
             else:
                 self.samples[line["key"]].setdefault(line["visit"], []).extend(line["ms"])
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parsed(self, line: bytes, number: int) -> Any:
         try:
-            return dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+            document = fitting(parse_json(line.decode()), dict[str, Any])
+            return fitting(document, Begun if number == 1 else Failed if "failed" in document else Visited)
+        except ValueError as error:
             raise RunError(f"{self.path}:{number}: not a line of a sweep journal ({error}). {self._remedy}") from error
 
     @property
@@ -125,7 +128,7 @@ class Journal:
         return f"Delete {self.path} to start over, or choose another output."
 
     def _check(self, header: Mapping[str, Any]) -> None:
-        if header.get("format") != FORMAT or header["plan"] != self._plan:
+        if header["format"] != FORMAT or header["plan"] != self._plan:
             raise RunError(f"{self.path} is an interrupted sweep of something else. {self._remedy}")
         differences = self._environment.differences(Environment.from_dict(header["environment"]))
         if differences:

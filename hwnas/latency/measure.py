@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from hwnas.latency.measurement import Measurement, summarise
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hwnas.plugins import Profiler, Session
     from hwnas.space import Shape
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas.documents import Sidecar, fitting
 from hwnas.errors import (
     EnvironmentMismatchError,
     MissingSignatureError,
@@ -20,7 +21,7 @@ from hwnas.errors import (
     TableFormatError,
     UnitError,
 )
-from hwnas.files import read_json, write_atomic, write_json
+from hwnas.files import read_json, read_text, write_atomic, write_json
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
 from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 FORMAT = "hwnas-latency-table"
 FORMAT_VERSION = 1
 COLUMNS = ("signature", *(f.name for f in fields(Measurement)))
+
+SLOWEST_MS = 1e9
+"""Eleven days; what is above may as well be infinite."""
 
 FASTEST_MS = 1e-3
 """No runtime calls an operator in under a microsecond; a table below that is in another unit."""
@@ -157,28 +161,30 @@ class LatencyTable:
         path = csv_path(path)
         sidecar = _read_sidecar(path.with_suffix(".json"))
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise TableFormatError(f"{path}: cannot be read ({error}). Expected a latency table in CSV.") from error
-        if sidecar.get("previous", {}).get("sha256") == _hash(text):
-            sidecar = sidecar["previous"]
+        previous = sidecar.get("previous")
+        if isinstance(previous, dict) and previous.get("sha256") == _hash(text):
+            sidecar = previous
+        described = _described(path.with_suffix(".json"), sidecar)
         entries = _from_csv(path, text)
-        if len(entries) != sidecar["num_rows"]:
+        if len(entries) != described["num_rows"]:
             raise TableFormatError(
-                f"{path}:{len(entries) + 1}: {len(entries)} rows, but the sidecar says {sidecar['num_rows']}: "
+                f"{path}:{len(entries) + 1}: {len(entries)} rows, but the sidecar says {described['num_rows']}: "
                 "the table is truncated or was edited. Restore it, or profile again."
             )
-        if _hash(text) != sidecar["sha256"]:
+        if _hash(text) != described["sha256"]:
             raise TableFormatError(
                 f"{path}: the rows are not those that {path.with_suffix('.json').name} describes (hash differs): "
                 "the table was edited. Restore it, or profile again."
             )
         _check_unit(path, entries)
         try:
-            environment = Environment.from_dict(sidecar["environment"])
+            environment = Environment.from_dict(described["environment"])
         except TableFormatError as error:
             raise TableFormatError(f"{path.with_suffix('.json')}: {error} Restore it, or profile again.") from error
-        return cls(environment, entries, sidecar["calibrations"], sidecar["provenance"], path)
+        return cls(environment, entries, described["calibrations"], described["provenance"], path)
 
 
 def _hash(text: str) -> str:
@@ -212,10 +218,14 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{path}: format version {versions}; this hwnas reads {(FORMAT_VERSION, SIGNATURE_VERSION)}. "
             "Use the hwnas that wrote it, or profile again."
         )
-    for key in ("num_rows", "sha256", "environment", "calibrations", "provenance"):
-        if key not in sidecar:
-            raise TableFormatError(f"{path}: the key '{key}' is missing. Restore the file, or profile again.")
     return sidecar
+
+
+def _described(path: Path, sidecar: dict[str, Any]) -> Sidecar:
+    try:
+        return fitting(sidecar, Sidecar)
+    except ValueError as error:
+        raise TableFormatError(f"{path}: {error}. Restore it, or profile again.") from error
 
 
 def _to_csv(entries: Mapping[OpSignature, Measurement]) -> str:
@@ -269,7 +279,7 @@ def _parse_row(row: list[str]) -> tuple[OpSignature, Measurement]:
         raise ValueError(f"num_samples is '{cells['num_samples']}', not a count.")
     if cells["status"] != "failed":
         for column, value in numbers.items():
-            if not math.isfinite(value) or value < 0 or (value == 0 and column != "spread"):
+            if not 0 <= value <= SLOWEST_MS or (value == 0 and column != "spread"):
                 raise ValueError(f"{column} is {cells[column]}; expected a positive, finite number.")
     return OpSignature.parse(cells["signature"]), Measurement(
         **numbers, num_samples=int(cells["num_samples"]), status=cells["status"], error=cells["error"]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hwnas.checkpoint import load_checkpoint, to_bytes
+from hwnas.checkpoint import fitting_state, load_checkpoint, to_bytes
 from hwnas.distributed import rank
 from hwnas.errors import RunError
 from hwnas.files import write_atomic
@@ -33,9 +33,10 @@ class Checkpoints:
             RunError: It cannot be read, or is of another space or of other images; says which.
         """
         if self._path.exists():
-            snapshot = load_checkpoint(self._path)
+            snapshot = load_checkpoint(self._path, "space")
             self._check(snapshot, state.supernet.space.fingerprint)
-            _restore(state, snapshot)
+            with fitting_state(self._path):
+                _restore(state, snapshot)
 
     def proven(self) -> None:
         """A step from the last state has gone well."""

@@ -7,7 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwnas.documents import ArchitectureDocument, fitting
 from hwnas.errors import ArchitectureError
+from hwnas.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,22 @@ class Architecture:
             ArchitectureError: The text is not an architecture.
         """
         try:
-            document = json.loads(text)
-            return cls(str(document["space"]), tuple((str(k), str(v)) for k, v in document["options"].items()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            document = fitting(parse_json(text), ArchitectureDocument)
+        except ValueError as error:
             raise ArchitectureError(
-                'not an architecture; expected JSON like {"space": "tiny-mbconv", "options": {"layer1": "k3_e3"}}.'
+                f"not an architecture: {error}; expected JSON like "
+                '{"space": "tiny-mbconv", "options": {"layer1": "k3_e3"}}.'
             ) from error
+        return cls(document["space"], tuple(document["options"].items()))
 
     @classmethod
     def load(cls, path: Path | str) -> Architecture:
-        """Reads an architecture file; see ``from_json``."""
+        """Reads an architecture file.
+
+        Raises:
+            ArchitectureError: It cannot be read, or is no architecture.
+        """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ArchitectureError as error:
+            return cls.from_json(read_text(path))
+        except (OSError, ValueError) as error:
             raise ArchitectureError(f"{path}: {error}") from error

@@ -16,10 +16,10 @@ Shape = tuple[int, int, int]
 
 _ORDER = ("k", "e", "g", "r")
 _TEXT = re.compile(
-    r"(?P<op>[a-z][a-z0-9_]*)(?P<attributes>(?: [a-z]+(?:=[a-z0-9_]+|\d+))*) s(?P<stride>\d+)"
-    r" (?P<c>\d+)x(?P<h>\d+)x(?P<w>\d+) -> (?P<oc>\d+)x(?P<oh>\d+)x(?P<ow>\d+)"
+    r"(?P<op>[a-z][a-z0-9_]*)(?P<attributes>(?: [a-z]+(?:=[a-z0-9_]+|N))*) s(?P<stride>N)"
+    r" (?P<c>N)x(?P<h>N)x(?P<w>N) -> (?P<oc>N)x(?P<oh>N)x(?P<ow>N)".replace("N", "[0-9]{1,9}")
 )
-_ATTRIBUTE = re.compile(r"([a-z]+)(?:=([a-z0-9_]+)|(\d+))")
+_ATTRIBUTE = re.compile(r"([a-z]+)(?:=([a-z0-9_]+)|([0-9]+))")
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -32,7 +32,8 @@ class OpSignature:
 
     Two layers with equal signatures are measured once. The text form is a file format:
     ``op attributes s<stride> CxHxW -> CxHxW``, attributes being ``<name><integer>`` or ``<name>=<word>``
-    in a fixed order (``k`` kernel, ``e`` expansion, ``g`` groups, ``r`` residual, then by name).
+    in a fixed order (``k`` kernel, ``e`` expansion, ``g`` groups, ``r`` residual, then by name). Integers have
+    at most nine digits; sizes, stride and groups are positive.
 
     Args:
         op: Name of the operator family, as known to ``hwnas.ops``.
@@ -72,13 +73,16 @@ class OpSignature:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise SpaceError(
-                f"'{text}' is not an operator signature; expected for example 'mbconv k5 e6 s2 24x56x56 -> 32x28x28'."
+                f"'{text:.200}' is not an operator signature; expected for example "
+                "'mbconv k5 e6 s2 24x56x56 -> 32x28x28'."
             )
         pairs = {name: word or int(number) for name, word, number in _ATTRIBUTE.findall(match["attributes"])}
         c, h, w, oc, oh, ow = (int(match[key]) for key in ("c", "h", "w", "oc", "oh", "ow"))
         parsed = cls(match["op"], (c, h, w), (oc, oh, ow), int(match["stride"]), _canonical(pairs))
         if str(parsed) != text:
             raise SpaceError(f"'{text}' is not in canonical form; write it as '{parsed}'.")
+        if 0 in (*parsed.in_shape, *parsed.out_shape, parsed.stride, pairs.get("g")):
+            raise SpaceError(f"'{text}' has a size, stride or number of groups of 0; expected 1 or more. Correct it.")
         return parsed
 
     def attribute(self, name: str, default: int = 0) -> int:

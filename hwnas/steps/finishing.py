@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hwnas.compute import Compute
-from hwnas.data import ImageData
+from hwnas.data import ImageData, ImageDataset, evaluation_batches
 from hwnas.distributed import process_group, rank, world_size
+from hwnas.documents import Training, read_document
 from hwnas.errors import RunError
-from hwnas.files import read_json, write_atomic, write_json
+from hwnas.files import write_atomic, write_json
 from hwnas.metrics import Progress, no_progress
 from hwnas.plugins import create_exporter
 from hwnas.run import RunFolder, origin
@@ -22,6 +25,9 @@ from hwnas.space import macs, parameters
 from hwnas.steps.inputs import matching_data
 from hwnas.supernet.supernet import Network
 from hwnas.training import Scores, TrainingOptions, train
+
+NUM_CALIBRATION = 128
+"""Training images that fix the ranges of 8-bit activations."""
 
 
 def train_run(
@@ -102,16 +108,75 @@ def trained_network(run: RunFolder) -> Network:
     except SafetensorError as error:
         raise RunError(f"{path} cannot be read ({error}). Run 'hwnas train {run.path}' again.") from error
     network = Network(run.space(), architecture)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"{path} does not fit its architecture ({error}). Run 'hwnas train {run.path}' again."
+        ) from error
     return network.eval()
 
 
-def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32") -> Path:
-    """Exports the trained network with everything needed to use it in the file's metadata."""
-    plugin = create_exporter(exporter)
-    network, training = trained_network(run), read_json(run.file("training.json"))
+def training_data(run: RunFolder) -> ImageData:
+    """The images that the run's network was trained and judged on."""
+    spec, config = read_document(run.file("training.json"), Training)["data"], run.config
+    return matching_data(spec, run.space(), config["seed"], config["classes"])
+
+
+def sample(images: ImageDataset, num_images: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of images and labels, spread evenly over a data set; all of it if there are fewer."""
+    chosen = np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(np.int64)
+    return [*evaluation_batches(images.subset(chosen), 32)]
+
+
+def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32", **options: Any) -> Path:
+    """Exports the trained network with everything needed to use it in the file's metadata.
+
+    Args:
+        run: Trained.
+        exporter: Its name.
+        precision: It is part of the name, see ``exported_name``. For ``int8``, training images
+            fix the ranges of activations.
+        options: Of the exporter; an ONNX file takes as many images a run as the table says, unless told otherwise.
+
+    Raises:
+        RunError: The run is not trained.
+        UsageError: The exporter has no such precision or option.
+    """
+    if exporter == "onnx" and not options.get("dynamic_batch"):
+        options = {"batch": run.table().environment.batch, **options}
+    plugin = create_exporter(exporter, precision=precision, **options)
+    network = trained_network(run)
+    images = sample(training_data(run).train, NUM_CALIBRATION) if precision == "int8" else None
+    return plugin.export(
+        network,
+        run.file(exported_name(precision, plugin.suffix)),
+        input_shape=network.space.input_shape,
+        metadata=_metadata(run),
+        calibration=None if images is None else [batch.numpy() for batch, _ in images],
+    )
+
+
+def exported_name(precision: str, suffix: str) -> str:
+    """Name of an exported file.
+
+    Example:
+        >>> exported_name("fp32", ".onnx"), exported_name("int8", ".engine")
+        ('model.onnx', 'model-int8.engine')
+    """
+    return f"model{'' if precision == 'fp32' else f'-{precision}'}{suffix}"
+
+
+def weights_hash(run: RunFolder) -> str:
+    """Says from which weights a file was exported."""
+    return hashlib.sha256(run.file("weights.safetensors").read_bytes()).hexdigest()
+
+
+def _metadata(run: RunFolder) -> dict[str, str]:
+    """What there is to know about an exported file."""
+    training, config = read_document(run.file("training.json"), Training), run.config
     architecture, table, model = run.architecture(), run.table(), run.budget().model
-    metadata = {
+    return {
         "hwnas": origin()["hwnas"],
         "space": model.space.name,
         "architecture": architecture.to_json(),
@@ -120,9 +185,10 @@ def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32
         "input_range": "0 1",
         "mean": " ".join(map(repr, training["mean"])),
         "std": " ".join(map(repr, training["std"])),
+        "resolution": str(model.space.input_shape[1]),
         "predicted_ms": repr(model.exact_ms(architecture)),
         "latency_table": table.name,
+        "latency_table_sha256": config["table"]["sha256"],
         "environment": str(table.environment),
+        "weights_sha256": weights_hash(run),
     }
-    path = run.file(f"model{plugin.suffix}")
-    return plugin.export(network, path, input_shape=model.space.input_shape, precision=precision, metadata=metadata)

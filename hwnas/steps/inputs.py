@@ -84,7 +84,7 @@ def supernet_weights(space: SearchSpace, path: Path | str | None) -> dict[str, T
     if path is None:
         return None
     other = RunFolder.open(path)
-    snapshot = load_checkpoint(other.file("search.pt"))
+    snapshot = load_checkpoint(other.file("search.pt"), "space", "supernet")
     if snapshot["space"] != space.fingerprint:
         raise RunError(
             f"the supernet of {path} is of another space ({snapshot['space']}, here {space.fingerprint}). "

@@ -12,8 +12,9 @@ from hwnas.accuracy import PathAccuracy
 from hwnas.compute import Compute
 from hwnas.data import ImageData
 from hwnas.distributed import barrier, expected_ranks, process_group, rank
+from hwnas.documents import Derivation, Round, read_document
 from hwnas.errors import RunError
-from hwnas.files import read_json, write_json
+from hwnas.files import write_json
 from hwnas.latency.budget import Budget
 from hwnas.latency.device import Device
 from hwnas.latency.model import LatencyModel
@@ -127,10 +128,14 @@ def recorded_rounds(run: RunFolder) -> list[DerivationRound]:
     space = run.space()
     return [
         DerivationRound(
-            space.architecture(dict(each["architecture"])),
-            *(each[key] for key in ("limit_ms", "predicted_ms", "measured_ms", "met", "slowdown")),
+            space.architecture(each["architecture"]),
+            each["limit_ms"],
+            each["predicted_ms"],
+            each["measured_ms"],
+            each["met"],
+            each["slowdown"],
         )
-        for each in read_json(run.file("derivation.json"))["rounds"]
+        for each in read_document(run.file("derivation.json"), Derivation)["rounds"]
     ]
 
 
@@ -191,8 +196,8 @@ def tighten_run(
     device = Device(profiler_of(run.table()), run.table())
     rounds = settled(meet_target(recipe.derivation, finished, budget, device, num_rounds=num_rounds, limit_ms=limit))
     if rounds:
-        earlier = read_json(run.file("derivation.json"))["rounds"]
-        earlier[-1] |= {"measured_ms": measured_ms, "met": False, "slowdown": slowdown}
+        earlier = read_document(run.file("derivation.json"), Derivation)["rounds"]
+        earlier[-1].update({"measured_ms": measured_ms, "met": False, "slowdown": slowdown})
         run.file("training.pt").unlink(missing_ok=True)
         write_derivation(run, budget, rounds, result, images, compute, earlier=earlier)
     return rounds
@@ -206,7 +211,7 @@ def write_derivation(
     data: ImageData,
     compute: Compute,
     *,
-    earlier: Sequence[dict[str, Any]] = (),
+    earlier: Sequence[Round] = (),
 ) -> None:
     """Records how the limit was met, and the architecture that did."""
     model, chosen = budget.model, rounds[-1].architecture
@@ -218,7 +223,7 @@ def write_derivation(
             "target_ms": budget.max_ms,
             "reachable_ms": list(budget.reachable_ms),
             "met": rounds[-1].met,
-            "rounds": [*earlier, *(each.to_dict() for each in rounds)],
+            "rounds": [*earlier, *({**each.to_dict(), "accuracy": paths(each.architecture)} for each in rounds)],
             "prediction": {
                 "error": model.error.to_dict() if model.error else None,
                 "baselines": {name: error.to_dict() for name, error in (model.baselines or {}).items()},

@@ -59,8 +59,9 @@ def check_exporter(exporter: Exporter, folder: Path) -> Path:
     network = Network(space, space.architecture([0, 1, 2])).eval()
     path = folder / f"model{exporter.suffix}"
     before = set(folder.iterdir())
+    images = [np.random.default_rng(0).standard_normal((1, *space.input_shape), dtype=np.float32)]
     returned = exporter.export(
-        network, path, input_shape=space.input_shape, precision="fp32", metadata={"space": space.name}
+        network, path, input_shape=space.input_shape, metadata={"space": space.name}, calibration=images
     )
     assert returned == path, "it must return the path"
     assert path.stat().st_size > 0, "the file must not be empty"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hwnas.checkpoint import load_checkpoint, save_checkpoint
+from hwnas.checkpoint import fitting_state, load_checkpoint, save_checkpoint
 from hwnas.errors import NumericsError, RunError
 from hwnas.training.optimizers import Average
 
@@ -78,11 +78,12 @@ class TrainingState:
                 f"checkpoint {path} is of another training ({_listed(stored, different)}; asked now: "
                 f"{_listed(asked, different)}). {advice} to train anew."
             )
-        self.network.load_state_dict(snapshot["network"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
-        if self.average:
-            self.average.network.load_state_dict(snapshot["average"])
-        self.step, self.loss_sum = snapshot["step"], snapshot["loss_sum"]
+        with fitting_state(path):
+            self.network.load_state_dict(snapshot["network"])
+            self.optimizer.load_state_dict(snapshot["optimizer"])
+            if self.average:
+                self.average.network.load_state_dict(snapshot["average"])
+            self.step, self.loss_sum = int(snapshot["step"]), float(snapshot["loss_sum"])
 
 
 def kept(path: Path) -> str:

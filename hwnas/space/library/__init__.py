@@ -21,6 +21,10 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
 }
 
 
+LARGEST = 1_000_000
+"""No option of a space comes near; sizes that follow from it stay numbers that can be worked with."""
+
+
 def create_space(name: str, **options: float) -> SearchSpace:
     """Builds a named space.
 
@@ -30,7 +34,7 @@ def create_space(name: str, **options: float) -> SearchSpace:
 
     Raises:
         UnknownNameError: No space of that name; lists them.
-        UsageError: The space takes no such option; lists those it takes.
+        UsageError: The space takes no such option, or not that value; says what it takes.
 
     Example:
         >>> create_space("tiny-mbconv", resolution=32).size
@@ -42,4 +46,12 @@ def create_space(name: str, **options: float) -> SearchSpace:
     for option in options:
         if option not in known:
             raise UsageError(f"space '{name}' has no option '{option}'; it takes {', '.join(known)}.")
+        default = known[option].default
+        accepted = (int, float) if isinstance(default, float) else int
+        value = options[option]
+        if isinstance(value, bool) or not isinstance(value, accepted) or not value <= LARGEST:
+            raise UsageError(
+                f"space '{name}' takes {option} as {type(default).__name__} of at most {LARGEST:,}; "
+                f"got {value!r:.80}. The default is {default}."
+            )
     return SPACES[name](**options)

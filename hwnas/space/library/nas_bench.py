@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hwnas.errors import UsageError
 from hwnas.space.library.chain import Stage, chain_space, check_size, make_divisible
 from hwnas.space.search_space import Choice, LayerSpec, SearchSpace
 from hwnas.space.signature import OpSignature, Shape
@@ -66,7 +67,7 @@ def nas_bench_201(
         resolution: Height and width of the input, at least 16.
         num_classes: Outputs of the classifier, at least 2.
         width: Multiplier of every channel count, rounded to multiples of 8.
-        num_cells: Cells a stage.
+        num_cells: Cells a stage, from 1 to 100.
 
     Source:
         Dong and Yang, arXiv 2001.00326, section 2.
@@ -74,6 +75,8 @@ def nas_bench_201(
     """
     options = {"resolution": resolution, "num_classes": num_classes, "width": width, "num_cells": num_cells}
     check_size("nas-bench-201", resolution=resolution, num_classes=num_classes, width=width)
+    if not 1 <= num_cells <= 100:
+        raise UsageError(f"space 'nas-bench-201' needs 1 to 100 cells a stage; got {num_cells}. The benchmark has 5.")
     image: Shape = (3, resolution, resolution)
     stem = OpSignature.create("conv", image, make_divisible(16 * width), k=3, act="none")
     layers = [LayerSpec("stem", (stem,))]

@@ -1,0 +1,39 @@
+"""``benchmarks/deploy.py`` exports, compares and measures, and says of what it cannot run why."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from hwnas.latency.table import LatencyTable
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "deploy.py"
+
+
+def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("deploy_benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    spec.loader.exec_module(script)
+    tables = [LatencyTable.load(path) for path in script.SHIPPED.glob("*.csv")]
+    _, predicted = script.built("proxylessnas", 224, 0, tables)
+    assert predicted["onnxruntime", "fp32"] > 0
+    options = ["--quick", "--network", "tiny-mbconv", "--exporter", "onnx", "--exporter", "absent"]
+    output = tmp_path / "deploy.txt"
+    monkeypatch.setattr(sys, "argv", ["deploy.py", *options, "--precision", "fp32", "--output", str(output)])
+    script.main()
+    assert output.read_text() == capsys.readouterr().out
+    _, exported, absent = output.read_text().splitlines()
+    figures = re.search(
+        r"export +([\d.]+) s, +([\d.]+) MiB, difference (\S+) .* agrees +100.0%, +([\d.]+) ms", exported
+    )
+    assert figures is not None, exported
+    seconds, size, difference, ms = map(float, figures.groups())
+    assert min(seconds, ms) > 0
+    assert 0 < size < 2
+    assert difference < 1e-3  # a network without training magnifies fp32's roundings of 1e-6
+    assert "not exported: unknown exporter 'absent'" in absent
