@@ -67,6 +67,7 @@ def main() -> None:
     calibration, images = (torch.stack([*parts_of_photographs(resolution, num_images, rng)]) for _ in range(2))
     say = Lines(arguments.output)
     say(f"{datetime.date.today()} {cpu_name()}, torch {torch.__version__}, {resolution} pixels, seed {arguments.seed}")
+    reasons: list[str] = []
     for name in arguments.network or NETWORKS:
         torch.manual_seed(arguments.seed)
         network, predicted = built(name, resolution, arguments.seed, tables)
@@ -75,8 +76,10 @@ def main() -> None:
         for exporter in arguments.exporter or installed():
             for precision in arguments.precision or PRECISIONS:
                 ms = predicted.get((RUNTIMES.get(exporter, exporter), precision))
-                said = tried(network, exporter, precision, calibration, images, ms)
+                said = tried(network, exporter, precision, calibration, images, ms, reasons)
                 say(f"{name:13s} {exporter:12s} {precision:5s} {said}")
+    for number, reason in enumerate(reasons, 1):
+        say(f"[{number}] {reason}")
 
 
 def installed() -> list[str]:
@@ -113,9 +116,15 @@ def built(
 
 
 def tried(
-    network: nn.Module, exporter: str, precision: str, calibration: Tensor, images: Tensor, predicted_ms: float | None
+    network: nn.Module,
+    exporter: str,
+    precision: str,
+    calibration: Tensor,
+    images: Tensor,
+    predicted_ms: float | None,
+    reasons: list[str],
 ) -> str:
-    """Figures of one file, or why there are none."""
+    """Figures of one file, or the number of the reason why there are none."""
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -127,12 +136,19 @@ def tried(
                 calibration=[each.numpy() for each in calibration[:, None]],
             )  # fmt: skip
         except HwnasError as error:
-            return f"not exported: {error}"
+            return f"not exported {noted(reasons, str(error))}"
         written = f"export {time.perf_counter() - started:5.1f} s, {path.stat().st_size / 2**20:6.2f} MiB"
         try:
             return f"{written}, {measured(path, network, precision, images, predicted_ms)}"
         except HwnasError as error:
-            return f"{written}, not run: {error}"
+            return f"{written}, not run {noted(reasons, str(error).replace(str(path), path.name))}"
+
+
+def noted(reasons: list[str], reason: str) -> str:
+    """Its number; the same reason gets the same one."""
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"[{reasons.index(reason) + 1}]"
 
 
 def measured(path: Path, network: nn.Module, precision: str, images: Tensor, predicted_ms: float | None) -> str:

@@ -27,7 +27,7 @@ def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(sys, "argv", ["deploy.py", *options, "--precision", "fp32", "--output", str(output)])
     script.main()
     assert output.read_text() == capsys.readouterr().out
-    _, exported, absent = output.read_text().splitlines()
+    _, exported, absent, reason = output.read_text().splitlines()
     figures = re.search(
         r"export +([\d.]+) s, +([\d.]+) MiB, difference (\S+) .* agrees +100.0%, +([\d.]+) ms", exported
     )
@@ -36,4 +36,5 @@ def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert min(seconds, ms) > 0
     assert 0 < size < 2
     assert difference < 1e-3  # a network without training magnifies fp32's roundings of 1e-6
-    assert "not exported: unknown exporter 'absent'" in absent
+    assert absent.endswith("not exported [1]")
+    assert reason.startswith("[1] unknown exporter 'absent'")
