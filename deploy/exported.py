@@ -46,7 +46,7 @@ def exported_files(run: RunFolder) -> list[ExportedFile]:
     return [read(run, path, precision) for read, path, precision in named if path.exists()]
 
 
-def export_command(run: RunFolder, precision: str, runtime: str) -> str:
+def export_command(run: RunFolder, precision: str = "fp32", runtime: str = ONNX_RUNTIME) -> str:
     """What the user types to get a file for that runtime."""
     words = f"hwnas export {run.path}" + (f" --exporter tensorrt --flavour {runtime}" if runtime in FLAVOURS else "")
     return words + ("" if precision == "fp32" else f" --precision {precision}")

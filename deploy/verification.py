@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwnas.errors import MeasurementError, MissingPackageError, OtherDeviceError, RunError, UsageError
+from hwnas.errors import (
+    EnvironmentMismatchError,
+    MeasurementError,
+    MissingPackageError,
+    OtherDeviceError,
+    RunError,
+    UsageError,
+)
 from hwnas.files import write_json
 from hwnas.latency.device import Device
 from hwnas.latency.measure import time_rounds
@@ -41,47 +48,41 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
 
     One file has a verdict: the one in the table's precision, an engine where the table is one of TensorRT, is timed
     as the table was and held against the target. The others are timed without a verdict: the table says nothing about
-    them. One that cannot run here, such as an engine for another GPU, is listed with the reason.
+    them. One that cannot run here, such as an engine for another GPU, is listed with the reason. Of a run that was
+    searched for another device only the numbers are compared, and there is no verdict, unless this is that device.
 
     Args:
         run_path: A run with at least the file that gets the verdict.
         num_images: Held-out images to compare, evenly spread; fewer if there are fewer.
 
     Returns:
-        What ``verification.json`` holds: ``files``, and what is said of the one with a verdict also at the top;
+        What ``verification.json`` holds: ``files``, and what is said of the one with a verdict, or else of the first,
+        also at the top;
         ``not_run``, the files that did not run, and why; ``failures`` is empty when every bound of every file that
         should run here holds.
 
     Raises:
-        RunError: The file for the verdict is missing, one is damaged or was exported from other weights, or the
-            table's runtime does not run ONNX.
-        EnvironmentMismatchError: This machine is not the table's device.
+        RunError: The file for the verdict is missing, none runs here, one is damaged or was exported from other
+            weights, or the table's runtime does not run ONNX.
+        EnvironmentMismatchError: This machine is not the table's device, and the run was searched for this machine.
     """
     run = RunFolder.open(run_path)
     table = run.table()
-    runtime, precision = _verdict_on(table)
-    path = run.file(exported_name(precision, ".onnx" if runtime == ONNX_RUNTIME else ".engine"))
-    if not path.exists():
-        raise RunError(f"{run.path} has no {path.name}. Run '{export_command(run, precision, runtime)}' first.")
-    profiler = profiler_of(table)
-    if profiler.consumes != "onnx":
-        raise RunError(
-            f"the runtime of latency table {table.name}, '{profiler.environment().runtime}', runs PyTorch "
-            f"modules and cannot run {path}. Search with a table of a runtime that runs ONNX, such as {ONNX_RUNTIME}."
-        )
-    files = exported_files(run)
-    judged = next(file for file in files if file.path == path)
-    _require_fitting(run, table, judged, runtime)
+    judged, profiler = _for_the_verdict(run, table)
     reference = _Reference.of(run, num_images)
-    proofs, not_run = [_proof(run, table, profiler, judged, reference)], []
-    for file in files:
-        if file is not judged:
+    proofs = [_proof(run, table, profiler, judged, reference)] if judged else []
+    not_run = []
+    for file in exported_files(run):
+        if judged is None or file.path != judged.path:
             try:
                 proofs.append(_proof(run, table, None, file, reference))
             except (MeasurementError, MissingPackageError) as error:
                 not_run.append(_not_run(file, error))
+    if not proofs:
+        raise RunError(f"{run.path} has no exported file that runs here. Run '{export_command(run)}' first.")
     document = {
         **proofs[0],
+        "latency": proofs[0]["latency"] if judged else _elsewhere(run),
         "architecture": run.architecture().id,
         "failures": [f"{each['file']}: {failure}" for each in (*proofs, *not_run) for failure in each["failures"]],
         "files": proofs,
@@ -90,6 +91,31 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
     }
     write_json(run.file("verification.json"), document)
     return document
+
+
+def _for_the_verdict(run: RunFolder, table: LatencyTable) -> tuple[ExportedFile | None, Profiler | None]:
+    """The file that is held against the target, and the profiler of the table; none for a device elsewhere."""
+    elsewhere, (runtime, precision) = run.config["other_device"], _verdict_on(table)
+    path = run.file(exported_name(precision, ".onnx" if runtime == ONNX_RUNTIME else ".engine"))
+    absent = RunError(f"{run.path} has no {path.name}. Run '{export_command(run, precision, runtime)}' first.")
+    if not (elsewhere or path.exists()):
+        raise absent
+    try:
+        profiler = profiler_of(table)
+    except EnvironmentMismatchError:
+        if elsewhere:
+            return None, None
+        raise
+    if not path.exists():
+        raise absent
+    if profiler.consumes != "onnx":
+        raise RunError(
+            f"the runtime of latency table {table.name}, '{profiler.environment().runtime}', runs PyTorch "
+            f"modules and cannot run {path}. Search with a table of a runtime that runs ONNX, such as {ONNX_RUNTIME}."
+        )
+    judged = next(file for file in exported_files(run) if file.path == path)
+    _require_fitting(run, table, judged, runtime)
+    return judged, profiler
 
 
 def _verdict_on(table: LatencyTable) -> tuple[str, str]:
@@ -211,6 +237,19 @@ def _held_against_target(run: RunFolder, session: Session, device: Device) -> tu
     }
     late = f"measured {timed.ms:.4g} ms exceeds the target of {budget.max_ms:.4g} ms"
     return latency, [] if latency["met"] else [late]
+
+
+def _elsewhere(run: RunFolder) -> dict[str, Any]:
+    """What is known of the latency where the table's device is not here."""
+    budget = run.budget()
+    unknown = ("measured_ms", "relative_error", "p50_ms", "p90_ms", "p99_ms", "spread", "met")
+    return {
+        **dict.fromkeys(unknown),
+        "target_ms": budget.max_ms,
+        "predicted_ms": budget.model.exact_ms(run.architecture()),
+        "slowdown": 1.0,
+        "statistic": f"{STATISTIC}, as in the table",
+    }
 
 
 def _quantiles(measurement: Measurement, rounds: list[list[float]]) -> dict[str, Any]:

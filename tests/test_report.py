@@ -191,14 +191,20 @@ def test_run_without_verification_names_the_command(run: Path) -> None:
     assert document["accuracy"]["trained"] is not None
 
 
-def test_nothing_measured_is_called_a_prediction(run: Path) -> None:
+@pytest.mark.parametrize("verified", [False, True], ids=["not verified", "verified elsewhere"])
+def test_nothing_measured_is_called_a_prediction(run: Path, verified: bool) -> None:
     def forget(derivation: dict[str, Any]) -> None:
         derivation["rounds"][-1]["measured_ms"] = None
 
     edit(run, "derivation.json", forget)
-    (run / "verification.json").unlink()
+    if verified:
+        unknown = dict.fromkeys(("measured_ms", "p50_ms", "p90_ms", "p99_ms"))
+        edit(run, "verification.json", lambda verification: verification["latency"].update(unknown))
+    else:
+        (run / "verification.json").unlink()
     page, document = written(run)
     assert document["latency"]["basis"] == "prediction"
+    assert (document["numerics"] is not None) == verified
     assert "predicted; not measured on the device" in page.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,20 @@ def test_a_table_of_tensorrt_asks_for_an_engine(hwnas: Run, run: Path, tmp_path:
     change_config(run, table=table_of(RunFolder.open(run).space(), 1, tmp_path / "gpu.csv", elsewhere))
     command = f"Run 'hwnas export {run} --exporter tensorrt --flavour tensorrt --precision fp16' first"
     hwnas("verify", run).failed(1, f"{run} has no model-fp16.engine. {command}")
+
+
+def test_of_a_device_elsewhere_the_numbers_alone_are_proven(hwnas: Run, run: Path, tmp_path: Path) -> None:
+    elsewhere = replace(create_profiler("onnxruntime").environment(), device="Raspberry Pi 5")
+    change_config(run, table=table_of(RunFolder.open(run).space(), ENTRY_MS, tmp_path / "pi.csv", elsewhere))
+    hwnas("verify", run).failed(1, "Raspberry Pi 5")
+    change_config(run, other_device=True)
+    assert "not measured: this is not the table's device" in hwnas("verify", run).done()
+    proof = json.loads((run / "verification.json").read_text())
+    assert [each["file"] for each in proof["files"]] == list(NAMES.values())
+    assert (proof["latency"]["measured_ms"], proof["latency"]["met"]) == (None, None)
+    assert proof["latency"]["predicted_ms"] > 0
+    (run / "model.onnx").write_bytes((run / "model-int8.onnx").read_bytes())
+    hwnas("verify", run).failed(1, "model.onnx: outputs differ")
 
 
 def figures(ours: Any, theirs: Any, precision: str) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def _latency(derivation: Derivation, verification: Verification | None) -> Docum
     chosen, target = derivation["rounds"][-1], derivation["target_ms"]
     quantiles = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"))
     latency: Document = {"target_ms": target, "predicted_ms": chosen["predicted_ms"], **quantiles}
-    if verification:
+    proven = verification is not None and verification["latency"]["measured_ms"] is not None
+    if verification and proven:
         stated: Document = {**verification["latency"]}
         latency |= {name: stated[name] for name in (*quantiles, "measured_ms", "slowdown", "statistic")}
         limit = target * TOLERANCE
@@ -124,7 +125,7 @@ def _latency(derivation: Derivation, verification: Verification | None) -> Docum
     measured = latency["measured_ms"]
     ms = latency["predicted_ms"] if measured is None else measured
     return latency | {
-        "basis": "verification" if verification else "prediction" if measured is None else "derivation",
+        "basis": "verification" if proven else "prediction" if measured is None else "derivation",
         "met": ms <= limit,
         "tolerance": limit / target - 1,
         "relative_error": None if measured is None else latency["predicted_ms"] / measured - 1,

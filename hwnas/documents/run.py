@@ -177,9 +177,14 @@ class Quantiles(TypedDict):
     p99_ms: Milliseconds
 
 
-class Judged(Quantiles):
-    """The same of the file that is held against the target."""
+class Judged(TypedDict):
+    """The same of the file that is held against the target; not measured where its device is elsewhere."""
 
+    measured_ms: Milliseconds | None
+    statistic: str
+    p50_ms: Milliseconds | None
+    p90_ms: Milliseconds | None
+    p99_ms: Milliseconds | None
     slowdown: Positive
 
 
