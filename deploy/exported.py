@@ -43,7 +43,9 @@ def exported_files(run: RunFolder) -> list[ExportedFile]:
     """
     readers = {".onnx": _onnx, ".engine": _engine}
     named = [(read, run.file(exported_name(p, suffix)), p) for suffix, read in readers.items() for p in PRECISIONS]
-    return [read(run, path, precision) for read, path, precision in named if path.exists()]
+    present = [each for each in named if each[1].exists()]
+    weights = weights_hash(run) if present else ""
+    return [read(run, path, precision, weights) for read, path, precision in present]
 
 
 def export_command(run: RunFolder, precision: str = "fp32", runtime: str = ONNX_RUNTIME) -> str:
@@ -52,7 +54,7 @@ def export_command(run: RunFolder, precision: str = "fp32", runtime: str = ONNX_
     return words + ("" if precision == "fp32" else f" --precision {precision}")
 
 
-def _onnx(run: RunFolder, path: Path, precision: str) -> ExportedFile:
+def _onnx(run: RunFolder, path: Path, precision: str, weights: str) -> ExportedFile:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -62,19 +64,19 @@ def _onnx(run: RunFolder, path: Path, precision: str) -> ExportedFile:
         batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     except (DecodeError, IndexError) as error:
         raise RunError(f"{path} is no network in ONNX. Run '{again}' again.") from error
-    _require_weights(run, path, {each.key: each.value for each in model.metadata_props}, again)
+    _require_weights(run, path, {each.key: each.value for each in model.metadata_props}, weights, again)
     return ExportedFile(path, precision, ONNX_RUNTIME, batch or None, content)
 
 
-def _engine(run: RunFolder, path: Path, precision: str) -> ExportedFile:
+def _engine(run: RunFolder, path: Path, precision: str, weights: str) -> ExportedFile:
     document, content = read_engine(path)
-    _require_weights(run, path, document["metadata"], export_command(run, precision, document["flavour"]))
+    _require_weights(run, path, document["metadata"], weights, export_command(run, precision, document["flavour"]))
     batch = None if document["max_batch"] > 1 else 1
     return ExportedFile(path, precision, document["flavour"], batch, content)
 
 
-def _require_weights(run: RunFolder, path: Path, metadata: dict[str, str], again: str) -> None:
-    if metadata.get("weights_sha256") != weights_hash(run):
+def _require_weights(run: RunFolder, path: Path, metadata: dict[str, str], weights: str, again: str) -> None:
+    if metadata.get("weights_sha256") != weights:
         raise RunError(
             f"{path} was exported from other weights than {run.path} has now. Run '{again}' again, or delete it."
         )

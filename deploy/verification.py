@@ -68,12 +68,21 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
     """
     run = RunFolder.open(run_path)
     table = run.table()
-    judged, profiler = _for_the_verdict(run, table)
+    path, profiler = _for_the_verdict(run, table)
+    if profiler and profiler.consumes != "onnx":
+        raise RunError(
+            f"the runtime of latency table {table.name}, '{profiler.environment().runtime}', runs PyTorch "
+            f"modules and cannot run {path}. Search with a table of a runtime that runs ONNX, such as {ONNX_RUNTIME}."
+        )
+    files = exported_files(run)
+    judged = next(file for file in files if file.path == path) if profiler else None
+    if judged:
+        _require_fitting(run, table, judged)
     reference = _Reference.of(run, num_images)
     proofs = [_proof(run, table, profiler, judged, reference)] if judged else []
     not_run = []
-    for file in exported_files(run):
-        if judged is None or file.path != judged.path:
+    for file in files:
+        if file is not judged:
             try:
                 proofs.append(_proof(run, table, None, file, reference))
             except (MeasurementError, MissingPackageError) as error:
@@ -93,8 +102,8 @@ def verify(run_path: Path | str, *, num_images: int = 256) -> dict[str, Any]:
     return document
 
 
-def _for_the_verdict(run: RunFolder, table: LatencyTable) -> tuple[ExportedFile | None, Profiler | None]:
-    """The file that is held against the target, and the profiler of the table; none for a device elsewhere."""
+def _for_the_verdict(run: RunFolder, table: LatencyTable) -> tuple[Path, Profiler | None]:
+    """The file that is held against the target, and the profiler of the table; no profiler of a device elsewhere."""
     elsewhere, (runtime, precision) = run.config["other_device"], _verdict_on(table)
     path = run.file(exported_name(precision, ".onnx" if runtime == ONNX_RUNTIME else ".engine"))
     absent = RunError(f"{run.path} has no {path.name}. Run '{export_command(run, precision, runtime)}' first.")
@@ -104,18 +113,11 @@ def _for_the_verdict(run: RunFolder, table: LatencyTable) -> tuple[ExportedFile 
         profiler = profiler_of(table)
     except EnvironmentMismatchError:
         if elsewhere:
-            return None, None
+            return path, None
         raise
     if not path.exists():
         raise absent
-    if profiler.consumes != "onnx":
-        raise RunError(
-            f"the runtime of latency table {table.name}, '{profiler.environment().runtime}', runs PyTorch "
-            f"modules and cannot run {path}. Search with a table of a runtime that runs ONNX, such as {ONNX_RUNTIME}."
-        )
-    judged = next(file for file in exported_files(run) if file.path == path)
-    _require_fitting(run, table, judged, runtime)
-    return judged, profiler
+    return path, profiler
 
 
 def _verdict_on(table: LatencyTable) -> tuple[str, str]:
@@ -127,8 +129,9 @@ def _verdict_on(table: LatencyTable) -> tuple[str, str]:
     return environment.runtime if engine else ONNX_RUNTIME, precision
 
 
-def _require_fitting(run: RunFolder, table: LatencyTable, judged: ExportedFile, runtime: str) -> None:
+def _require_fitting(run: RunFolder, table: LatencyTable, judged: ExportedFile) -> None:
     """Refuses a file that cannot be timed as the table was."""
+    runtime, _ = _verdict_on(table)
     command, batch = export_command(run, judged.precision, runtime), table.environment.batch
     if judged.runtime != runtime:
         raise RunError(f"{judged.path} is for {judged.runtime}, latency table {table.name} {runtime}. Run '{command}'.")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,9 +97,7 @@ class PathAccuracy:
     @cached_property
     def _scored(self) -> list[tuple[Tensor, Tensor]]:
         """Batches of pixels and labels."""
-        count = min(self.max_images, len(self.held_out))  # spread evenly, as folders are read class by class
-        numbers = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
-        images = self.held_out.subset(numbers).unnormalised()
+        images = self.held_out.spread(self.max_images).unnormalised()
         batches = evaluation_batches(images, SCORED_AT_A_TIME, num_workers=self.compute.num_workers)
         return [(_own(pixels), labels) for pixels, labels in batches]
 

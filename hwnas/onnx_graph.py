@@ -130,9 +130,8 @@ def with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     from onnx import checker, helper, version_converter
 
     model = copy.deepcopy(model)
-    for (
-        node
-    ) in model.graph.node:  # the converter keeps this attribute, which means nothing at 0, from before it existed
+    for node in model.graph.node:
+        # The converter keeps this attribute, which means nothing at 0, in versions that do not know it.
         kept = [each for each in node.attribute if each.name != "noop_with_empty_axes" or each.i]
         del node.attribute[:]
         node.attribute.extend(kept)

@@ -156,6 +156,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         part.labels, part._positions = self.labels[indices], self._positions[indices]
         return part
 
+    def spread(self, num_images: int) -> ImageDataset:
+        """So many images, spread evenly, as folders are read class by class; all of them if there are fewer."""
+        numbers = np.linspace(0, len(self) - 1, min(num_images, len(self))).round().astype(np.int64)
+        return self.subset(numbers)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:

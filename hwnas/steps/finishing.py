@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,8 +124,7 @@ def training_data(run: RunFolder) -> ImageData:
 
 def sample(images: ImageDataset, num_images: int) -> list[tuple[Tensor, Tensor]]:
     """Batches of images and labels, spread evenly over a data set; all of it if there are fewer."""
-    chosen = np.linspace(0, len(images) - 1, min(num_images, len(images))).round().astype(np.int64)
-    return [*evaluation_batches(images.subset(chosen), 32)]
+    return [*evaluation_batches(images.spread(num_images), 32)]
 
 
 def export_run(run: RunFolder, *, exporter: str = "onnx", precision: str = "fp32", **options: Any) -> Path:
