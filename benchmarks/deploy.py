@@ -9,8 +9,8 @@ A random network of space ``proxylessnas`` and torchvision's MobileNetV2, both w
 statistics from real photographs: random parts of the two that scikit-learn ships. They are compared on other parts. A
 network that was not trained magnifies small differences, and its classes are nearly equal; what trained ones keep is
 said in ``deploy/numerics.py``. Measured on one thread of this processor, or where the format runs; predicted for the
-runtimes and precisions of the tables that ship with hwnas (ONNX Runtime in fp32) or are given. MobileNetV2 belongs to
-no space, so nothing predicts it.
+runtimes and precisions of the tables that ship with hwnas (ONNX Runtime in fp32) or are given. MobileNetV2 is
+predicted as the network of space ``mobilenetv2`` that it is.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ RUNTIMES = {"onnx": "onnxruntime"}
 """Exporter -> runtime of its files; a flavour of TensorRT is its own."""
 
 NETWORKS = ("proxylessnas", "mobilenet_v2")
+SPACE_OF = {"mobilenet_v2": "mobilenetv2"}
+"""A network of torchvision -> the space in which it is ``k3_e6`` everywhere."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet."""
 
@@ -103,16 +105,17 @@ def built(
     name: str, resolution: int, seed: int, tables: Sequence[hwnas.LatencyTable]
 ) -> tuple[nn.Module, dict[tuple[str, str], float]]:
     """A network with random weights; by runtime and precision, the latency in ms that a table predicts for it."""
-    if name == "mobilenet_v2":
-        return mobilenet_v2(weights=None), {}
-    space = hwnas.create_space(name, resolution=resolution)
-    (architecture,) = space.distinct(1, seed=seed)
+    space = hwnas.create_space(SPACE_OF.get(name, name), resolution=resolution)
+    if name in SPACE_OF:
+        architecture = space.architecture(dict.fromkeys(space.choice_names, "k3_e6"))
+    else:
+        (architecture,) = space.distinct(1, seed=seed)
     predicted = {}
     for table in tables:
         with contextlib.suppress(MissingSignatureError):  # a table of another space
             ms = hwnas.LatencyModel.from_table(space, table).exact_ms(architecture)
             predicted[table.environment.runtime, table.environment.precision] = ms
-    return hwnas.Network(space, architecture), predicted
+    return mobilenet_v2(weights=None) if name in SPACE_OF else hwnas.Network(space, architecture), predicted
 
 
 def tried(

@@ -8,12 +8,14 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import mobilenet_v2
 
 from hwnas.errors import ArchitectureError, SpaceError, UnknownNameError, UsageError
 from hwnas.ops.blocks import build_op
@@ -28,6 +30,7 @@ from hwnas.space import (
     macs,
     parameters,
 )
+from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import toy_space
 
 SHARED = Path(os.environ.get("HWNAS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -107,6 +110,18 @@ def test_proxylessnas_size_and_smallest_network() -> None:
     assert space.size == 6**6 * 7**15
     smallest = {c.name: "skip" if "skip" in c.options else "k3_e3" for c in space.choices}
     assert counted(space, smallest) == (pytest.approx(102.53e6, rel=1e-4), pytest.approx(2.155e6, rel=1e-3))
+
+
+def test_mobilenetv2_is_torchvisions() -> None:
+    space = create_space("mobilenetv2", resolution=64, num_classes=10)
+    ours = Network(space, space.architecture(dict.fromkeys(space.choice_names, "k3_e6")))
+    theirs = mobilenet_v2(weights=None, num_classes=10, dropout=0.0, norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found, expected = ours.train()(images), theirs.train()(images)  # statistics of the batch keep activations large
+    assert float(expected.detach().abs().max()) > 0.01
+    torch.testing.assert_close(found, expected)
+    assert space.size == 6**6 * 7**10
 
 
 FBNETS = {

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from hwnas.errors import UnknownNameError, UsageError
 from hwnas.space.library.fbnet import fbnet, fbnet_cifar
-from hwnas.space.library.mbconv import proxylessnas, tiny_mbconv
+from hwnas.space.library.mbconv import mobilenetv2, proxylessnas, tiny_mbconv
 from hwnas.space.library.nas_bench import nas_bench_201, nas_bench_macro
 from hwnas.space.search_space import SearchSpace
 
 SPACES: dict[str, Callable[..., SearchSpace]] = {
     "fbnet": fbnet,
     "fbnet-cifar": fbnet_cifar,
+    "mobilenetv2": mobilenetv2,
     "nas-bench-201": nas_bench_201,
     "nas-bench-macro": nas_bench_macro,
     "proxylessnas": proxylessnas,

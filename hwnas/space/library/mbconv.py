@@ -73,14 +73,62 @@ def proxylessnas(*, resolution: int = 224, num_classes: int = 1000, width: float
     Source:
         ProxylessNAS, arXiv 1812.00332, section 4 and appendix; widths of the released search code.
     """
+    return _wide_chain(
+        "proxylessnas",
+        (Stage(24, 4, 2), Stage(40, 4, 2), Stage(80, 4, 2), Stage(96, 4), Stage(192, 4, 2), Stage(320, 1)),
+        resolution,
+        num_classes,
+        width,
+    )
+
+
+def mobilenetv2(*, resolution: int = 224, num_classes: int = 1000, width: float = 1.0) -> SearchSpace:
+    """MobileNetV2's layout: 16 searched layers, MBConv k{3,5,7} x e{3,6}, or no block where shapes allow it.
+
+    MobileNetV2 itself is ``k3_e6`` everywhere.
+
+    ====== ============ ======== ====== =========
+    input  operator     channels layers stride
+    ====== ============ ======== ====== =========
+    224    conv 3x3     32       1      2
+    112    MBConv k3 e1 16       1      1
+    112    choice       24       2      2
+    56     choice       32       3      2
+    28     choice       64       4      2
+    14     choice       96       3      1
+    14     choice       160      3      2
+    7      choice       320      1      1
+    7      conv 1x1     1280     1      1
+    7      classifier   classes  1      -
+    ====== ============ ======== ====== =========
+
+    Args:
+        resolution: Height and width of the input, at least 16.
+        num_classes: Outputs of the classifier, at least 2.
+        width: Multiplier of every channel count, rounded to multiples of 8.
+
+    Source:
+        MobileNetV2, arXiv 1801.04381, table 2; the choices are those of ProxylessNAS, arXiv 1812.00332.
+    """
+    return _wide_chain(
+        "mobilenetv2",
+        (Stage(24, 2, 2), Stage(32, 3, 2), Stage(64, 4, 2), Stage(96, 3), Stage(160, 3, 2), Stage(320, 1)),
+        resolution,
+        num_classes,
+        width,
+    )
+
+
+def _wide_chain(name: str, stages: Sequence[Stage], resolution: int, num_classes: int, width: float) -> SearchSpace:
+    """Those stages between the ends that MobileNetV2 and ProxylessNAS share."""
     options = {"resolution": resolution, "num_classes": num_classes, "width": width}
-    check_size("proxylessnas", resolution=resolution, num_classes=num_classes, width=width)
+    check_size(name, resolution=resolution, num_classes=num_classes, width=width)
     stem = OpSignature.create("conv", (3, resolution, resolution), make_divisible(32 * width), stride=2, k=3)
     first = OpSignature.create("mbconv", stem.out_shape, make_divisible(16 * width), k=3, e=1)
     return chain_space(
-        "proxylessnas",
+        name,
         [("stem", stem), ("first", first)],
-        (Stage(24, 4, 2), Stage(40, 4, 2), Stage(80, 4, 2), Stage(96, 4), Stage(192, 4, 2), Stage(320, 1)),
+        stages,
         mbconv_candidates((3, 5, 7), (3, 6)),
         1280,
         num_classes=num_classes,
