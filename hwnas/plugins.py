@@ -70,7 +70,7 @@ class NodeTimer(Protocol):
     def node_ms(self, model: bytes, *, budget_ms: float) -> dict[str, float]:
         """Milliseconds of every node that runs, by name, over about ``budget_ms``; nothing where they cannot be told.
 
-        A network is slower while its nodes are timed.
+        A network is slower while its nodes are timed. ``model`` is an exported file, as it is.
         """
 
 

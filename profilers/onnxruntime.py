@@ -17,6 +17,8 @@ from hwnas.errors import MeasurementError, MissingPackageError, UsageError
 from hwnas.latency.environment import Environment, cpu_name, host_details
 from hwnas.onnx_precision import PRECISIONS, to_precision
 
+from .nodes import typical_ms
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -119,7 +121,7 @@ class OnnxRuntimeProfiler:
         return OnnxRuntimeSession(model, provider=self._provider, cores=self._cores)
 
     def node_ms(self, model: bytes, *, budget_ms: float) -> dict[str, float]:
-        """See ``hwnas.plugins.NodeTimer``; averages over the quickest tenth of the runs, by ONNX Runtime's profiler.
+        """See ``hwnas.plugins.NodeTimer``; by ONNX Runtime's own profiler.
 
         Fused nodes have the name of one of them, or of what it computes. Other devices than the processor go on after a
         node has returned, and of them nothing is told.
@@ -175,7 +177,7 @@ class OnnxRuntimeProfiler:
 
 
 def _node_ms(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Average time of every node over the quickest tenth of the runs; events come in the order in which they end."""
+    """Time of every node; events come in the order in which they end."""
     runs: list[tuple[float, dict[str, float]]] = []
     nodes: dict[str, float] = {}
     for event in events:
@@ -185,8 +187,7 @@ def _node_ms(events: list[dict[str, Any]]) -> dict[str, float]:
         elif event["name"] == "model_run":
             runs.append((event["dur"], nodes))
             nodes = {}
-    quickest = [each for _, each in sorted(runs, key=lambda run: run[0])[: max(1, len(runs) // 10)]]
-    return {name: float(np.mean([run.get(name, 0.0) for run in quickest])) for name in quickest[0]}
+    return typical_ms(runs)
 
 
 class OnnxRuntimeSession:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from hwnas.latency.environment import Environment, host_details
 from hwnas.tensorrt_engine import CLASSIC, RTX, EngineBuilder, Flavour, logger
 
 from .cuda import capture, cuda_device, device_details, device_name, repeats_for, side_stream, time_on_stream
+from .nodes import typical_ms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 MODES = ("enqueue", "cuda-graph")
+
+MIN_RUNS = 10
+"""Of which layers are timed."""
 
 DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8}
 
@@ -113,6 +118,16 @@ class TensorRTProfiler:
             MeasurementError: TensorRT refuses the engine, or it is no network of images.
         """
         return TensorRTSession(model, self.flavour, self._device, graph=self._mode == "cuda-graph")
+
+    def node_ms(self, model: bytes, *, budget_ms: float) -> dict[str, float]:
+        """See ``hwnas.plugins.NodeTimer``; of the layers of an engine as TensorRT fused them, named after what they do.
+
+        Raises:
+            MeasurementError: TensorRT refuses the engine, or it fails while it runs.
+        """
+        session = TensorRTSession(model, self.flavour, self._device, graph=False)
+        with contextlib.closing(session):
+            return session.layers_ms(budget_ms=budget_ms)
 
 
 class TensorRTRTXProfiler(TensorRTProfiler):
@@ -248,6 +263,24 @@ class TensorRTSession:
             run: Callable[[], object] = self._launch_repeatedly if self._graph is None else self._graph.replay
             return time_on_stream(run, budget_ms=budget_ms, repeats=self._repeats)
 
+    def layers_ms(self, *, budget_ms: float) -> dict[str, float]:
+        """Time of every layer, one after the other, over about ``budget_ms``; the session is of no use afterwards.
+
+        Raises:
+            MeasurementError: The engine fails while it runs.
+        """
+        clock = layer_clock(self._flavour)
+        runs: list[tuple[float, dict[str, float]]] = []
+        with self._running("time the layers"):
+            self._set_batch(self.batches[0])
+            self._context.profiler = clock  # from now on a launch waits, and tells the clock about every layer
+            deadline = time.monotonic() + budget_ms / 1e3
+            while len(runs) < MIN_RUNS or time.monotonic() < deadline:
+                self._launch()
+                layers = clock.read()
+                runs.append((sum(layers.values()), layers))
+        return typical_ms(runs)
+
     def close(self) -> None:
         """Frees engine, context and memory, in the order in which TensorRT wants them freed."""
         if self._graph is not None:
@@ -256,6 +289,25 @@ class TensorRTSession:
             self.__dict__.pop(name, None)
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+
+
+def layer_clock(flavour: Flavour) -> Any:
+    """What TensorRT tells about layers: ``read()`` gives the ms of every one since it was last read, by name."""
+    trt = flavour.load()
+
+    class Clock(trt.IProfiler):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self._ms: dict[str, float] = {}
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            self._ms[name] = self._ms.get(name, 0.0) + ms
+
+        def read(self) -> dict[str, float]:
+            found, self._ms = self._ms, {}
+            return found
+
+    return Clock()
 
 
 def converted(model: bytes, precision: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hwnas.profilers.tensorrt import TensorRTProfiler, converted
+from hwnas.profilers.nodes import typical_ms
+from hwnas.profilers.tensorrt import TensorRTProfiler, converted, layer_clock
 from onnx import helper, numpy_helper
 
 from hwnas.errors import MeasurementError, MissingPackageError, UsageError
@@ -143,6 +145,29 @@ class TestEngines:
             EngineBuilder(RTX, capabilities=["9.0"])
 
 
+class TestLayerTimes:
+    pytestmark = needs_rtx
+
+    def test_the_clock_adds_up_what_tensorrt_tells_between_readings(self) -> None:
+        clock = layer_clock(RTX)
+        for name, ms in (("a", 0.5), ("b", 1.0), ("a", 0.25)):
+            clock.report_layer_time(name, ms)
+        assert clock.read() == {"a": 0.75, "b": 1.0}
+        assert clock.read() == {}
+
+    def test_tensorrt_takes_it(self) -> None:
+        import tensorrt_rtx
+
+        assert isinstance(layer_clock(RTX), tensorrt_rtx.IProfiler)
+
+
+def test_disturbed_runs_say_nothing_about_layers() -> None:
+    quiet = [(1.0 + run / 100, {"a": 0.4, "b": 0.6 + run / 100}) for run in range(2)]
+    disturbed = [(9.0, {"a": 8.0, "b": 1.0})] * 18
+    found = typical_ms([*disturbed[:9], *quiet, *disturbed[9:]])
+    assert found == pytest.approx({"a": 0.4, "b": 0.605})
+
+
 def test_an_absent_package_is_named_with_the_extra() -> None:
     absent = Flavour("tensorrt", "tensorrt_that_is_not_installed", "tensorrt", needs_gpu=True)
     with pytest.raises(MissingPackageError, match=r"cannot be imported.*pip install 'hwnas\[tensorrt\]'"):
@@ -214,6 +239,19 @@ class TestOnDevice:
             ms.append(summarise([session.time_ms(budget_ms=5)]).ms)
         # 260 000 times the multiply-adds; small kernels cost microseconds, 9.7e9 multiply-adds at least 0.1 ms.
         assert ms[1] > 5 * ms[0]
+
+    @pytest.mark.parametrize("mode", ["enqueue", "cuda-graph"])
+    def test_layers_are_timed_and_named_after_what_they_do(self, name: str, mode: str) -> None:
+        signature = OpSignature.parse("conv k3 s1 512x64x64 -> 512x64x64")
+        model = export_onnx(build_op(signature).eval(), signature.in_shape).SerializeToString()
+        profiler = create_profiler(name, mode=mode)
+        assert isinstance(profiler, TensorRTProfiler)
+        engine = EngineBuilder(profiler.flavour).build(model).data
+        with contextlib.closing(profiler.open(engine)) as session:
+            whole = summarise([session.time_ms(budget_ms=20)]).ms
+        layers = profiler.node_ms(engine, budget_ms=20)
+        assert any("conv" in layer.lower() for layer in layers)
+        assert 0.5 * whole < sum(layers.values()) < 3 * whole  # one kernel does nearly all of it
 
     def test_closing_gives_the_memory_back(self, name: str) -> None:
         profiler = create_profiler(name)
