@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -213,6 +215,24 @@ def start_ranks(start_process: Callable[..., Started]) -> Callable[..., list[Sta
         return [start_process(f"rank{r}", {**common, "RANK": r, "LOCAL_RANK": r}, *arguments) for r in ranks]
 
     return begin
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a script of ``benchmarks/`` by its name, with its neighbours, without running it."""
+
+    def loaded(name: str) -> ModuleType:
+        path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.syspath_prepend(path.parent)
+        monkeypatch.setitem(sys.modules, spec.name, script)  # where its dataclasses look
+        spec.loader.exec_module(script)
+        return script
+
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,14 @@
 """``benchmarks/loader.py`` runs, and names the slower of the two things that it times."""
 
-import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "loader.py"
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12+, torch's threads
@@ -20,17 +19,13 @@ def test_dry_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    load_benchmark: Callable[[str], ModuleType],
 ) -> None:
     rng = np.random.default_rng(0)
     for name in ("train/a/1", "train/a/2", "train/b/1", "train/b/2", "val/a/1", "val/b/1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    spec = importlib.util.spec_from_file_location("loader", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec.loader.exec_module(script)
+    script = load_benchmark("loader")
     kept = tmp_path / "kept" / "loader.txt"
     options = f"--resolution {resolution} --workers 0,1 --batch-size 4 --network {network} --device cpu --dry-run"
     monkeypatch.setattr(sys, "argv", ["loader.py", f"imagefolder:{tmp_path}", *options.split(), "--output", str(kept)])

@@ -1,24 +1,23 @@
 """``benchmarks/deploy.py`` exports, compares and measures, and says of what it cannot run why."""
 
-import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from hwnas.latency.table import LatencyTable
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "deploy.py"
 
-
-def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("deploy_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec.loader.exec_module(script)
+def test_quick_run(
+    load_benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = load_benchmark("deploy")
     tables = [LatencyTable.load(path) for path in script.SHIPPED.glob("*.csv")]
     _, predicted = script.built("proxylessnas", 224, 0, tables)
     assert predicted["onnxruntime", "fp32"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -13,8 +12,6 @@ import pytest
 
 from hwnas.errors import HwnasError
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-
 STARTS_ANOTHER = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -24,14 +21,8 @@ time.sleep(600)
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+def gpu(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("gpu")
 
 
 def running(pid: int) -> bool:

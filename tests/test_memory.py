@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -230,15 +230,10 @@ def test_the_prediction_says_which_step_is_larger() -> None:
     )
 
 
-def test_dry_run_of_the_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "search_cost.py"
-    spec = importlib.util.spec_from_file_location("search_cost", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.syspath_prepend(path.parent)
-    monkeypatch.setitem(sys.modules, "search_cost", script)
-    spec.loader.exec_module(script)
+def test_dry_run_of_the_benchmark(
+    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_benchmark("search_cost")
     monkeypatch.setattr(sys, "argv", ["search_cost.py", "--dry-run"])
     script.main()
     out = capsys.readouterr().out

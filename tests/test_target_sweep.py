@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
-import pytest
 
 from hwnas.testing.toys import toy_latency_model
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "target_sweep.py"
 
-
-def test_bands_with_and_without_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("target_sweep", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_bands_with_and_without_networks(load_benchmark: Callable[[str], ModuleType]) -> None:
+    script = load_benchmark("target_sweep")
     space, model = toy_latency_model()
     all_networks = list(itertools.product(*map(range, space.num_options)))
     latencies = np.unique(np.round(model.exact_ms_many(all_networks), 9))
