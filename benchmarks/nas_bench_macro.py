@@ -2,7 +2,7 @@
 
     python benchmarks/nas_bench_macro.py supernet --data cifar10.npz --seed 0     # uniform paths, once a seed
     python benchmarks/nas_bench_macro.py ranking --data cifar10.npz --seed 0      # against the table's accuracy
-    python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes gumbel,spos --limits 40,60
+    python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes gates,spos --limits 40,60
     python benchmarks/nas_bench_macro.py summary
 
 The supernet sees small images first (``--phases 16:10,32:2``: ten epochs at 16 pixels, a quarter of the arithmetic,
@@ -61,7 +61,7 @@ WARM_UP_RATE = 0.2
 SEARCH_BATCH = 64
 NUM_SCORED = 20
 OPTIONS_RUN = {
-    "gumbel": 1,
+    "gates": 1,
     "gdas": 1,
     "proxylessnas": 1,
     "proxylessnas:mode=reinforce": 4,

@@ -120,7 +120,7 @@ def kinds(space: SearchSpace, path: Architecture, compute: Compute, batch: Batch
     torch.manual_seed(0)
     supernet = Supernet(space)
     compute.move(supernet.train())
-    recipe = replace(hwnas.create_recipe("gumbel"), weight_relaxation=StraightThroughGumbel(1.0))
+    recipe = replace(hwnas.create_recipe("gdas"), weight_relaxation=StraightThroughGumbel(1.0))
     optimizer = recipe.weight_optimizer(supernet.parameters())
 
     def prepared(relaxation: Relaxation) -> SearchStep:

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--space", default="tiny-mbconv")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--table", type=Path, help="measured first if not given")
-    parser.add_argument("--recipe", default="gumbel")
+    parser.add_argument("--recipe", default="gates")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

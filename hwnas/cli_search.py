@@ -49,7 +49,7 @@ def search(
     table: Annotated[Path, typer.Option(help="Latency table of the device.")],
     output: Annotated[Path, typer.Option(help="Run folder to create.")],
     max_ms: MaxMs = None,
-    recipe: RecipeName = "gumbel",
+    recipe: RecipeName = "gates",
     settings: Settings = None,
     data: Data = "digits",
     epochs: Annotated[int | None, typer.Option(help="The recipe's own number if not given.")] = None,

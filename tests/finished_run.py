@@ -69,7 +69,7 @@ def finished_run(folder: Path) -> Path:
         "space": space.describe(),
         "table": {"path": str(table.path), "sha256": table_hash(table)},
         "max_ms": TARGET_MS,
-        "recipe": {"name": "gumbel", "arguments": {"num_epochs": 3, "arch_every": 1}},
+        "recipe": {"name": "gates", "arguments": {"num_epochs": 3, "arch_every": 1}},
         "data": data.spec,
     } | {"seed": 7, "other_device": False, "classes": None}
     run = RunFolder.create(folder / "run", config, resume=False)

@@ -47,7 +47,7 @@ def test_version(hwnas: Run) -> None:
 
 def test_list_shows_everything_that_is_installed(hwnas: Run) -> None:
     out = hwnas("list").done()
-    for name in ("tiny-mbconv", "gumbel", "analytic", "onnxruntime", "onnx"):
+    for name in ("tiny-mbconv", "gates", "analytic", "onnxruntime", "onnx"):
         assert f" {name} " in out
 
 
@@ -89,8 +89,8 @@ def test_unknown_space(hwnas: Run, table: Path, tmp_path: Path) -> None:
 
 def test_unknown_recipe(hwnas: Run, small: list[str], table: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    ended = hwnas("search", *small, "--table", table, "--recipe", "gumble", "--output", output)
-    ended.failed(2, "unknown recipe 'gumble'", "available: ", "gumbel", "Did you mean 'gumbel'?")
+    ended = hwnas("search", *small, "--table", table, "--recipe", "gatse", "--output", output)
+    ended.failed(2, "unknown recipe 'gatse'", "available: ", "gates", "Did you mean 'gates'?")
     assert not output.exists()
 
 

@@ -159,7 +159,7 @@ def test_existing_run_is_not_overwritten(resume: Run, run: Path) -> None:
     ("arguments", "what"),
     [
         (["--seed", 1], "another seed (0, asked now: 1)"),
-        (["--epochs", 2], "another recipe ({'name': 'gumbel', 'arguments': {'num_epochs': 1}}, asked now:"),
+        (["--epochs", 2], "another recipe ({'name': 'gates', 'arguments': {'num_epochs': 1}}, asked now:"),
         (["--max-ms", 0.5], "another max_ms ("),
         (["--other-device"], "another other_device (False, asked now: True)"),
     ],

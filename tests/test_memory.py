@@ -47,7 +47,7 @@ def budget_of(space: SearchSpace) -> Budget:
 
 
 def recipe_of(relaxation: Relaxation, **changes: Any) -> Recipe:
-    return replace(create_recipe("gumbel", batch_size=BATCH_SIZE), relaxation=relaxation, **changes)
+    return replace(create_recipe("gdas", batch_size=BATCH_SIZE), relaxation=relaxation, **changes)
 
 
 def predict(space: SearchSpace, recipe: Recipe, compute: Compute = Compute("cpu")) -> PredictedPeak:

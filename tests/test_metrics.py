@@ -285,7 +285,7 @@ def test_a_search_is_watched(tmp_path: Path) -> None:
     _, model = toy_latency_model()
     low, high = feasible_range_ms(model)
     watcher, run = Watcher(), RunFolder(tmp_path)
-    data, recipe = load_data("digits", resolution=8), create_recipe("gumbel", num_epochs=2, batch_size=64)
+    data, recipe = load_data("digits", resolution=8), create_recipe("gates", num_epochs=2, batch_size=64)
     search(Budget(model, (low + high) / 2), data, recipe, run, progress=watcher)
     entries, costs = (read_log(run.file(name)) for name in ("search.jsonl", "search-speed.jsonl"))
     assert [each["step"] for each in costs] == [each["step"] for each in entries]

@@ -38,7 +38,7 @@ import hwnas
 from hwnas.search.relaxations import BinaryGates
 
 def mine(*, num_epochs=1, batch_size=64, paths="two"):
-    recipe = hwnas.create_recipe("gumbel", num_epochs=num_epochs, batch_size=batch_size)
+    recipe = hwnas.create_recipe("gates", num_epochs=num_epochs, batch_size=batch_size)
     return replace(recipe, name="mine", relaxation=BinaryGates(paths))
 
 def broken():
@@ -88,7 +88,7 @@ def test_darts_has_two_orders() -> None:
         ("darts", {"order": 3}, "no order 3; it takes 1 or 2"),
         ("proxylessnas", {"mode": "three"}, "takes mode as 'two' or 'all' or 'reinforce'; got 'three'"),
         ("fbnet", {"published": "false"}, "takes published as bool; got 'false'"),
-        ("gumbel", {"num_epochs": 0.3}, "takes num_epochs as int; got 0.3"),
+        ("gates", {"num_epochs": 0.3}, "takes num_epochs as int; got 0.3"),
         ("gdas", {"arch_lr": "fast"}, "takes arch_lr as float; got 'fast'"),
         ("fbnet", {"units_per_ms": 1000}, "units_per_ms=1000 has no effect.*--set published=True"),
         ("proxylessnas", {"units_per_ms": 1000, "published": True, "mode": "reinforce"}, "has no effect"),
@@ -164,7 +164,7 @@ def test_files_without_a_recipe_are_refused(
     command = ["search", *small, "--table", table, "--output", tmp_path / "run"]
     hwnas(*command, "--recipe", tmp_path / recipe).failed(2, *parts)
     hwnas(*command, "--set", "epochs").failed(2, "--set epochs: expected NAME=VALUE")
-    hwnas(*command, "--set", "lambda_=0.1").failed(2, "recipe 'gumbel' has no argument 'lambda_'")
+    hwnas(*command, "--set", "lambda_=0.1").failed(2, "recipe 'gates' has no argument 'lambda_'")
 
 
 def test_a_search_may_start_from_another_ones_weights(
@@ -187,6 +187,6 @@ def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
 
 
 def test_a_recipe_resolves_to_the_same_text_wherever_its_functions_lie_in_memory() -> None:
-    one, other = (replace(create_recipe("gumbel"), arch_optimizer=lambda p: torch.optim.SGD(p, lr=1.0)) for _ in "ab")
+    one, other = (replace(create_recipe("gates"), arch_optimizer=lambda p: torch.optim.SGD(p, lr=1.0)) for _ in "ab")
     assert repr(one) != repr(other)
-    assert one.resolved == other.resolved != create_recipe("gumbel").resolved
+    assert one.resolved == other.resolved != create_recipe("gates").resolved

@@ -24,6 +24,7 @@ from hwnas.search.relaxations import (
 )
 from hwnas.search.schedules import Linear
 from hwnas.supernet.gates import Gate
+from hwnas.supernet.mixed_op import MixedOp
 from hwnas.testing.parts import RELAXATIONS, toy_step
 from hwnas.testing.search_contracts import check_relaxation
 
@@ -175,6 +176,26 @@ def test_the_pair_shares_expected_latency() -> None:
     assert gate.probabilities is not None
     torch.testing.assert_close(gate.probabilities[pair].detach(), p[pair] / p[pair].sum())
     assert float(gate.probabilities.detach().sum()) == pytest.approx(1.0)
+
+
+def test_batch_norm_silences_a_gradient_through_the_one_option_that_runs() -> None:
+    """Its scale is taken away again; what another option would do instead is still heard."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixed = MixedOp([nn.Conv2d(3, 4, 1) for _ in range(3)]).double()
+        after = nn.Sequential(nn.BatchNorm2d(4, eps=1e-20), nn.Flatten(), nn.Linear(4 * 25, 1)).double()
+        images = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+
+    def slopes(relaxation: Relaxation) -> Tensor:
+        gate = drawn(relaxation, SHARP)
+        weights = gate.weights.detach().requires_grad_()
+        loss = after(mixed(images, replace(gate, weights=weights))).square().mean()
+        (of_gate,) = torch.autograd.grad(loss, [weights])
+        (found,) = torch.autograd.grad(gate.weights, [SHARP["a"]], of_gate)
+        return found.abs().max()
+
+    assert slopes(StraightThroughGumbel(1.0)) < 1e-12
+    assert slopes(BinaryGates("two")) > 1e-3
 
 
 def test_categorical_knows_the_log_probability_of_its_draw() -> None:

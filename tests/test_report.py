@@ -311,7 +311,7 @@ def test_commands_are_on_the_page(run: Path) -> None:
 def test_provenance_is_complete(run: Path) -> None:
     page, document = written(run)
     config = json.loads((run / "run.json").read_text())["config"]
-    for fact in (config["table"]["sha256"], "Test <chip>", "onnxruntime", "fp32", "gumbel(num_epochs=3, arch_every=1)"):
+    for fact in (config["table"]["sha256"], "Test <chip>", "onnxruntime", "fp32", "gates(num_epochs=3, arch_every=1)"):
         assert fact in page.text
     assert document["provenance"]["table"]["rows"] == len(LatencyTable.load(config["table"]["path"]).entries)
     assert document["provenance"]["search"]["seed"] == 7

@@ -24,7 +24,7 @@ MINE = """
 import hwnas
 
 def mine(*, num_epochs=1, batch_size=64, label="", arch_lr=0.05):
-    return hwnas.create_recipe("gumbel", num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr)
+    return hwnas.create_recipe("gates", num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr)
 """
 
 MODED = """

@@ -75,7 +75,7 @@ def works(relaxation: str, scheme: str, regularizer: str) -> bool:
     return not (scheme == "unrolled-exact" and relaxation in ("two-path", "all-probed"))
 
 
-GUMBEL = create_recipe("gumbel")
+GUMBEL = create_recipe("gdas")
 
 
 def composed(relaxation: str, scheme: str, regularizer: str) -> Recipe:
@@ -94,7 +94,7 @@ def test_every_set_runs_or_says_why_not(relaxation: str, scheme: str) -> None:
     step = None
     for regularizer in REGULARIZERS:
         if not works(relaxation, scheme, regularizer):
-            with pytest.raises(UsageError, match="recipe 'gumbel'"):
+            with pytest.raises(UsageError, match="recipe 'gdas'"):
                 composed(relaxation, scheme, regularizer)
             continue
         recipe = composed(relaxation, scheme, regularizer)
@@ -253,7 +253,7 @@ def test_ranks_that_drew_other_paths_are_stopped(monkeypatch: pytest.MonkeyPatch
 
 
 def test_recipes_refuse_what_would_have_no_effect() -> None:
-    recipe = create_recipe("gumbel")
+    recipe = create_recipe("gdas")
     with pytest.raises(UsageError, match=r"leaves no images for the architecture.*Alternating"):
         replace(recipe, weight_share=1.0)
     with pytest.raises(UsageError, match=r"share of 1\.5"):

@@ -60,7 +60,7 @@ def small() -> Budget:
 
 
 def short(**changes: Any) -> Recipe:
-    return replace(create_recipe("gumbel", num_epochs=2, batch_size=128), **changes)
+    return replace(create_recipe("gdas", num_epochs=2, batch_size=128), **changes)
 
 
 def test_schedules() -> None:
@@ -270,7 +270,7 @@ def test_interrupted_search_equals_an_uninterrupted_one(
 def test_learning_happens(tmp_path: Path, digits: ImageData) -> None:
     # By chance 0.1 of the 640 images of 20 steps are right, give or take 0.012; a few epochs bring about 0.22.
     run, model = folder(tmp_path / "run"), one_layer()
-    recipe = create_recipe("gumbel", num_epochs=4, batch_size=32)
+    recipe = create_recipe("gdas", num_epochs=4, batch_size=32)
     search(Budget(model, feasible_range_ms(model)[1]), digits, recipe, run)
     entries = read_log(run.file("search.jsonl"))
     assert np.mean([e["weight_accuracy"] for e in entries[-20:]]) > 0.16
@@ -309,9 +309,9 @@ def test_recipes_are_listed_with_a_description_and_check_their_arguments() -> No
     assert all(names.values())
     for name in names:
         assert create_recipe(name).name == name
-    with pytest.raises(UnknownNameError, match=r"unknown recipe 'gumbell'.*Did you mean 'gumbel'"):
-        create_recipe("gumbell")
-    with pytest.raises(UsageError, match="recipe 'gumbel' has no argument 'lambda_'"):
-        create_recipe("gumbel", lambda_=0.1)
+    with pytest.raises(UnknownNameError, match=r"unknown recipe 'gatess'.*Did you mean 'gates'"):
+        create_recipe("gatess")
+    with pytest.raises(UsageError, match="recipe 'gates' has no argument 'lambda_'"):
+        create_recipe("gates", lambda_=0.1)
     with pytest.raises(UsageError, match="at least 0 epochs"):
-        create_recipe("gumbel", num_epochs=-1)
+        create_recipe("gates", num_epochs=-1)

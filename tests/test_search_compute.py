@@ -35,7 +35,7 @@ def digits() -> ImageData:
 
 
 def recipe_of(relaxation: Relaxation) -> Recipe:
-    recipe = create_recipe("gumbel", num_epochs=1, batch_size=128)
+    recipe = create_recipe("gdas", num_epochs=1, batch_size=128)
     return replace(recipe, relaxation=relaxation, scheme=Alternating())
 
 

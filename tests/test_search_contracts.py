@@ -221,7 +221,7 @@ class NotFinite(Alternating):
     ],
 )
 def test_wrong_schemes_are_caught(scheme: Alternating, words: str) -> None:
-    recipe = replace(create_recipe("gumbel"), scheme=scheme)
+    recipe = replace(create_recipe("gdas"), scheme=scheme)
     check_scheme(replace(recipe, scheme=Alternating()))
     with pytest.raises(AssertionError, match=words):
         check_scheme(recipe)
@@ -362,5 +362,5 @@ def test_right_derivations_pass() -> None:
 
 
 def test_reinforce_keeps_its_baseline_in_the_search_state() -> None:
-    recipe = replace(create_recipe("gumbel"), relaxation=Categorical(), scheme=Reinforce(num_samples=2))
+    recipe = replace(create_recipe("gdas"), relaxation=Categorical(), scheme=Reinforce(num_samples=2))
     assert "reward_baseline" in check_scheme(recipe).scalars

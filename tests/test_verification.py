@@ -65,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, hwnas_once: Run) -> Path:
         "space": space.describe(),
         "table": table_of(space, ENTRY_MS, folder / "table.csv"),
         "max_ms": TARGET_MS,
-        "recipe": {"name": "gumbel", "arguments": {}},
+        "recipe": {"name": "gates", "arguments": {}},
         "data": f"npz:{folder / 'colours.npz'}",
     } | {"seed": 0, "other_device": False, "classes": None}
     run = RunFolder.create(folder / "run", config, resume=False)

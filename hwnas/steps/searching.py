@@ -40,7 +40,7 @@ def search_run(
     data: str = "digits",
     classes: int | None = None,
     max_ms: float | None = None,
-    recipe: str = "gumbel",
+    recipe: str = "gates",
     recipe_arguments: dict[str, Any] | None = None,
     seed: int = 0,
     compute: Compute = Compute(),
