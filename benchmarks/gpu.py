@@ -161,11 +161,17 @@ def compilation(dry: bool, out: Path) -> Iterator[Row]:
 
 def nas_bench(dry: bool, out: Path) -> Iterator[Row]:
     data = ["--data", ROOT / "scratch/cifar10.npz", "--truth", ROOT / "scratch/nas_bench_macro.csv"]
-    plan = ["--epochs", 1 if dry else 30, "--batch-size", 256, "--workers", 0 if dry else 12]
-    common = [*data, *plan, "--seed", os.environ.get("SEED", "0")]
+    phases, size, seed = "16:0.02" if dry else "32:30", 256, os.environ.get("SEED", "0")
+    steps = ["--steps", 6 if dry else 1000]
+    recipes = ["--recipes", "proxylessnas,fbnet,random", "--images", 20 if dry else 4000]
+    recipes += ["--limits", 40] if dry else []
+    common = [*data, "--phases", phases, "--batch-size", size, "--workers", 0 if dry else 12, "--seed", seed]
     yield from script("nas_bench_macro", out, "ranking", *common, "--networks", 2 if dry else 200)
-    yield from script("nas_bench_macro", out, "search", *common, "--steps", 1000, "--images", 4000)
-    yield from script("nas_bench_macro", out, "summary", *data)
+    yield from script("nas_bench_macro", out, "search", *common, *steps, *recipes)
+    yield from script("nas_bench_macro", out, "summary", *data, *steps)
+    weights = f"runs/nas-bench-macro/supernet-batch{size}-seed{seed}-{phases.replace(':', 'x')}/search.pt"
+    plan = ["--paths", 20, "--steps", 2] if dry else ["--device", "cuda", "--batch-size", 128]
+    yield from script("gradients", out, "--data", f"npz:{data[1]}", "--weights", weights, "--seed", seed, *plan)
 
 
 PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {

@@ -73,7 +73,7 @@ OPTIONS_RUN = {
 }
 """Recipe, with an argument after a colon -> options that one of its steps runs at each choice; 0: it only derives.
 
-The default recipe, ``gates``, is ``proxylessnas`` here, as all get the same optimizers.
+The default recipe, ``gates``, would be ``proxylessnas`` here, where all have the same pace.
 """
 FARTHEST = 5.0
 """Learning rate of the logits times steps: with Adam, about as far as a logit can move."""
@@ -252,7 +252,7 @@ def short(label: str, arguments: argparse.Namespace, num_images: int) -> Recipe:
     if not OPTIONS_RUN[label]:
         recipe = create_recipe(name, num_epochs=0)
         return replace(recipe, derivation=EVOLUTION) if isinstance(recipe.derivation, Evolution) else recipe
-    steps = arguments.steps // OPTIONS_RUN[label]
+    steps = max(1, arguments.steps // OPTIONS_RUN[label])
     key, _, value = setting.partition("=")
     given = {key: int(value) if value.isdigit() else value} if key else {}
     recipe = create_recipe(name, batch_size=SEARCH_BATCH, arch_lr=FARTHEST / steps, **given)
