@@ -19,7 +19,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hwnas", "hwnas.*"]) + [f"hwnas.{name}" for name in PLUGIN_PACKAGES],
     package_dir={"hwnas": "hwnas", **{f"hwnas.{name}": name for name in PLUGIN_FOLDERS}},
-    package_data={"hwnas": ["py.typed"], "hwnas.latency_tables": ["*.csv", "*.json", "README.md"]},
+    package_data={
+        "hwnas": ["py.typed"],
+        "hwnas.latency_tables": ["*.csv", "*.json", "README.md"],
+        "hwnas.profilers.remote": ["runner/*.c", "runner/*.h"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
