@@ -57,7 +57,7 @@ setup(
     entry_points={
         "console_scripts": ["hwnas = hwnas.cli:main"],
         "hwnas.profilers": [
-            "onnxruntime = hwnas.profilers.onnxruntime:OnnxRuntimeProfiler",
+            "onnxruntime = hwnas.profilers.onnxruntime:create_onnxruntime",
             "tensorrt = hwnas.profilers.tensorrt:TensorRTProfiler [tensorrt]",
             "tensorrt-rtx = hwnas.profilers.tensorrt:TensorRTRTXProfiler [rtx]",
             "torch = hwnas.profilers.torch:TorchProfiler",
@@ -65,6 +65,10 @@ setup(
         "hwnas.exporters": [
             "onnx = hwnas.deploy.onnx:OnnxExporter",
             "tensorrt = hwnas.deploy.tensorrt:TensorRTExporter",
+        ],
+        "hwnas.devices": [
+            "reachable = hwnas.profilers.remote.targets:reachable",
+            "doctor = hwnas.profilers.remote.doctor:doctor",
         ],
         "hwnas.proofs": ["verify = hwnas.deploy.verification:verify", "report = hwnas.deploy.report:report"],
     },

@@ -133,7 +133,7 @@ def test_a_phone_that_hangs_meets_the_deadline(adb: Adb, phone: Any) -> None:
 def test_a_pulled_cable_during_a_run(adb: Adb, phone: Any) -> None:
     """The client ends with code 0 or 1 then; neither is taken for the command's."""
     adb.wait(10)
-    with adb.start(["sh", "-c", "echo a; exec sleep 60"], deadline_s=30) as running:
+    with adb.start(["sh", "-c", "echo a; exec sleep 60"], silence_s=30) as running:
         lines = running.lines()
         assert next(lines) == "a"
         phone.cut()
@@ -187,7 +187,7 @@ def test_a_phone_that_never_comes_back(adb: Adb, phone: Any) -> None:
 
 def test_the_end_of_the_adb_server_is_a_lost_phone(adb: Adb) -> None:
     adb.wait(10)
-    with adb.start(["sh", "-c", "echo a; exec sleep 60"], deadline_s=30) as running:
+    with adb.start(["sh", "-c", "echo a; exec sleep 60"], silence_s=30) as running:
         lines = running.lines()
         next(lines)
         subprocess.run(["adb", "kill-server"], capture_output=True, timeout=10, check=True)

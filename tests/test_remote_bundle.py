@@ -162,11 +162,11 @@ def test_wheels(tmp_path: Path) -> None:
 def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
-        MeasurementError, match=r"pip download .*manylinux_2_28_aarch64.* onnxruntime==1\.31\.1'.*'wheel'"
+        MeasurementError, match=r"pip download .*manylinux_2_28_aarch64.* onnxruntime==1\.31\.1'.*HWNAS_WHEEL"
     ):
         packages.fetch_wheel("1.31.1", "aarch64")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MeasurementError, match=r"No such file.*apt-get download libc6-arm64-cross .*'debs'.*'sysroot'"):
+    with pytest.raises(MeasurementError, match=r"No such file.*apt-get download libc6-arm64-cross .*HWNAS_DEBS.*HWNAS_SYSROOT"):
         packages.fetch_glibc()
 
 

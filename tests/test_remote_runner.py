@@ -231,7 +231,7 @@ def test_the_deadline_names_the_model(device: Device) -> None:
     path = device.put("a.onnx", network())
     code, records = device.end(device.job(JobModel(12, path), warmup_ms=60_000, deadline_s=1).text())
     assert code == 5
-    assert records[-1] == Failure("signal", "the deadline passed", True, 12)
+    assert records[-1] == Failure("deadline", "the deadline passed", True, 12)
 
 
 def test_a_crash_names_the_model(device: Device) -> None:

@@ -74,7 +74,7 @@ def test_a_host_that_is_not_there(ssh: Ssh, server: Any) -> None:
 
 def test_a_connection_that_breaks_and_comes_back(ssh: Ssh, server: Any) -> None:
     ssh.wait(10)
-    with ssh.start(["sh", "-c", "echo a; exec sleep 60"], deadline_s=30) as running:
+    with ssh.start(["sh", "-c", "echo a; exec sleep 60"], silence_s=30) as running:
         lines = running.lines()
         assert next(lines) == "a"
         server.stop()

@@ -33,7 +33,7 @@ HOST = """
 import sys, time
 from hwnas.profilers.remote.targets import create_target
 target = create_target(sys.argv[1])
-running = target.transport.start(["sh", "-c", 'echo $$ >"$1"; exec sleep 60', "sh", sys.argv[2]], deadline_s=60)
+running = target.transport.start(["sh", "-c", 'echo $$ >"$1"; exec sleep 60', "sh", sys.argv[2]], silence_s=60)
 time.sleep(60)
 """
 """A program that starts a command on a device and is killed."""
@@ -199,7 +199,7 @@ class TestContract:
 
     def test_lines_come_while_the_command_runs(self, transport: ShellTransport, tmp_path: Path) -> None:
         script = 'echo a; while [ ! -e "$1" ]; do sleep 0.05; done; echo; printf "b\\036c"; exit 5'
-        with transport.start(["sh", "-c", script, "sh", str(tmp_path / "go")], deadline_s=20) as running:
+        with transport.start(["sh", "-c", script, "sh", str(tmp_path / "go")], silence_s=20) as running:
             lines = running.lines()
             assert next(lines) == "a"
             (tmp_path / "go").touch()
@@ -208,13 +208,13 @@ class TestContract:
             assert running.end() == 5
 
     def test_the_end_is_known_when_lines_are_left_unread(self, transport: ShellTransport) -> None:
-        with transport.start(["sh", "-c", "echo a; echo b; exit 5"], deadline_s=20) as running:
+        with transport.start(["sh", "-c", "echo a; echo b; exit 5"], silence_s=20) as running:
             assert next(running.lines()) == "a"
             assert running.end() == 5
 
     def test_a_running_command_can_be_killed(self, transport: ShellTransport) -> None:
         script = "echo $$; exec sleep 60"
-        with transport.start(["sh", "-c", script], deadline_s=30) as running:
+        with transport.start(["sh", "-c", script], silence_s=30) as running:
             pid = int(next(running.lines()))
             assert alive(pid)
             running.kill()
@@ -223,7 +223,7 @@ class TestContract:
     def test_lines_end_by_the_deadline(self, transport: ShellTransport) -> None:
         begun = time.monotonic()
         with (
-            transport.start(["sh", "-c", "echo a; exec sleep 60"], deadline_s=0.5) as running,
+            transport.start(["sh", "-c", "echo a; exec sleep 60"], silence_s=0.5) as running,
             pytest.raises(DeadlineError),
         ):
             list(running.lines())

@@ -114,9 +114,11 @@ class Adb(ShellTransport):
     def _words(self, words: Sequence[str]) -> list[str]:
         return [adb_program(), "-s", self.serial, "shell", "-T", f"exec {shlex.join(words)}"]
 
-    def _open(self, command: Sequence[str], deadline_s: float, stdin: IO[bytes] | None) -> Running:
+    def _open(
+        self, command: Sequence[str], deadline_s: float, stdin: IO[bytes] | None, *, renewed: bool = False
+    ) -> Running:
         if "shell_v2" in self.features:
-            return super()._open(command, deadline_s, stdin)
+            return super()._open(command, deadline_s, stdin, renewed=renewed)
         token, read = secrets.token_hex(8), "/dev/null"
         said = f"{self.scratch}/.hwnas-{token}.err"
         if stdin is not None:
@@ -124,7 +126,9 @@ class Adb(ShellTransport):
             self._feed(stdin, read, deadline_s)
         script = ["sh", "-c", SINGLE, "sh", token, read, said, *checked_words(command)]
         words = [adb_program(), "-s", self.serial, "exec-out", f"exec {shlex.join(script)}"]
-        return Running(Client(words, deadline_s=deadline_s, grace_s=0), token, self._broken, single=True)
+        return Running(
+            Client(words, deadline_s=deadline_s, renewed=renewed, grace_s=0), token, self._broken, single=True
+        )
 
     def _feed(self, stdin: IO[bytes], path: str, timeout_s: float) -> None:
         with tempfile.NamedTemporaryFile() as file:

@@ -132,6 +132,20 @@ def create_bundle(
     return _store(folder, machine, version, files)
 
 
+def given_parts() -> dict[str, Any]:
+    """Arguments of ``create_bundle`` for a machine without a network, out of the environment.
+
+    ``HWNAS_WHEEL`` and ``HWNAS_SYSROOT`` are paths, ``HWNAS_DEBS`` several with colons in between.
+    """
+    parts: dict[str, Any] = {
+        name: Path(os.environ[f"HWNAS_{name.upper()}"])
+        for name in ("wheel", "sysroot")
+        if os.environ.get(f"HWNAS_{name.upper()}")
+    }
+    debs = os.environ.get("HWNAS_DEBS")
+    return parts | ({"debs": [Path(each) for each in debs.split(os.pathsep)]} if debs else {})
+
+
 def compile_runner(machine: str) -> bytes:
     """The runner for a machine; the same bytes for the same sources and compiler.
 

@@ -37,6 +37,7 @@ class Client:
     Args:
         words: The program and its arguments.
         deadline_s: Seconds from now; later reads raise.
+        renewed: The deadline counts from the last output instead.
         stdin: What the program reads, from the current position.
         grace_s: How long ``close`` waits until it kills the program.
 
@@ -45,9 +46,15 @@ class Client:
     """
 
     def __init__(
-        self, words: Sequence[str], *, deadline_s: float, stdin: IO[bytes] | None = None, grace_s: float = GRACE_S
+        self,
+        words: Sequence[str],
+        *,
+        deadline_s: float,
+        renewed: bool = False,
+        stdin: IO[bytes] | None = None,
+        grace_s: float = GRACE_S,
     ) -> None:
-        self.words, self.deadline_s, self.grace_s = list(words), deadline_s, grace_s
+        self.words, self.deadline_s, self.renewed, self.grace_s = list(words), deadline_s, renewed, grace_s
         self._until = time.monotonic() + deadline_s
         self._err = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
         reader, self._held = os.pipe() if stdin is None else (stdin.fileno(), -1)
@@ -76,6 +83,8 @@ class Client:
         poll.register(self._process.stdout, select.POLLIN)
         if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
             self._late()
+        if self.renewed:
+            self._until = time.monotonic() + self.deadline_s
         return os.read(self._process.stdout.fileno(), 1 << 16)
 
     def end(self) -> int:

@@ -12,6 +12,7 @@ call ``Transport.wait`` and go on where the work stopped::
       DeadlineError (TimeoutError)          it took longer than it may
       NoSpaceError                          its file system is full
       NotExecutableError                    nothing may be executed in the folder
+      RunnerError                           the runner gave up
 """
 
 from __future__ import annotations
@@ -53,3 +54,16 @@ class NoSpaceError(TransportError):
 
 class NotExecutableError(TransportError):
     """Nothing may be executed in the folder."""
+
+
+class RunnerError(TransportError):
+    """The runner gave up on the device.
+
+    Attributes:
+        code: Its exit code; 128 + n after signal n.
+        model: The model it was working on; -1 for none.
+    """
+
+    def __init__(self, message: str, *, code: int, model: int = -1) -> None:
+        super().__init__(message)
+        self.code, self.model = code, model

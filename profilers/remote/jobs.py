@@ -23,8 +23,9 @@ class JobModel:
     Args:
         id: Any number that no other model of the job has.
         path: Its ONNX file.
-        dump: Write output ``k`` of its first run to ``ID.k.out``, raw, in the folder of the job file.
-        feeds: Input number -> file with its raw content; the others are ``inputs.fixed_input``.
+        dump: Write output ``k`` to ``ID.k.out``, raw, in the folder of the job file.
+        feeds: Input number -> file with its raw content; the others are ``inputs.fixed_input``. A file may hold several
+            inputs one behind another; the outputs of all of them are then dumped one behind another.
         optimised: Where the runtime's own optimised graph is written; empty for nowhere.
         profile: Prefix of the file into which the runtime's profiler writes; it slows the runs. Empty for none.
     """
@@ -45,7 +46,7 @@ class Job:
         name: Comes back in the first line.
         library: ONNX Runtime's library on the device: a path, or a name that the loader finds.
         batches: Models that are in memory together.
-        reference: Timed first in every round of every batch.
+        reference: Timed first in every round of every batch, and again after every eighth model.
         cores: Numbers to run on, at least as many as threads; empty for no pinning.
         threads: Inside one operator; with cores, each thread on one of its own, in their order.
         images: Where a model's first dimension is open.
@@ -57,7 +58,11 @@ class Job:
         rounds: Blocks of every model; 0 loads, dumps and warms up only.
         evict_bytes: Memory written to before every run; the inputs are then read again.
         deadline_s: The runner ends itself after so many seconds.
-        cool_s: Most seconds to rest before a block while the clock is ``drop_percent`` below that of the start.
+        step_s: It ends, naming the model, when loading, running on a part of the feeds, or a block takes longer.
+        lock: File that holds off other jobs with the same one; empty for none.
+        lock_s: How long to wait for it: a job whose host went away ends soon.
+        cool_s: Most seconds to rest before a block while the clock is ``drop_percent`` below that of the start; at most
+            a quarter of the job is rest.
         repeats: How often a block is repeated in which the clock fell that far.
         config: ONNX Runtime's session configuration entries.
     """
@@ -79,6 +84,9 @@ class Job:
     rounds: int = 1
     evict_bytes: int = 0
     deadline_s: int = 600
+    step_s: int = 120
+    lock: str = ""
+    lock_s: int = 10
     cool_s: int = 0
     repeats: int = 0
     drop_percent: int = 3
@@ -111,6 +119,8 @@ class Job:
         if self.name:
             yield f"job {self.name}"
         yield f"library {self.library}"
+        if self.lock:
+            yield f"lock {self.lock}"
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if isinstance(value, int):

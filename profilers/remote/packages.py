@@ -75,7 +75,7 @@ def fetch_wheel(version: str, machine: str) -> bytes:
         tags = [word for platform in PLATFORMS for word in ("--platform", f"{platform}_{machine}")]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "--implementation", "cp", *tags, f"onnxruntime=={version}"]
-        _fetch(command, folder, f"the wheel of onnxruntime {version} for {machine}", "its path as 'wheel'")
+        _fetch(command, folder, f"the wheel of onnxruntime {version} for {machine}", "HWNAS_WHEEL to its path")
         return wheel_library(next(Path(folder).glob("*.whl")))
 
 
@@ -87,7 +87,7 @@ def fetch_glibc() -> list[bytes]:
     """
     with tempfile.TemporaryDirectory() as folder:
         command = ["apt-get", "download", *GLIBC_PACKAGES]
-        other = "their paths as 'debs', or as 'sysroot' a folder with an arm64 glibc, such as /lib of a Raspberry Pi"
+        other = "HWNAS_DEBS to their paths, or HWNAS_SYSROOT to a folder with an arm64 glibc, as copied from a board"
         _fetch(command, folder, "the C library for arm64", other)
         return [path.read_bytes() for path in sorted(Path(folder).glob("*.deb"))]
 
@@ -152,7 +152,7 @@ def _fetch(command: Sequence[str], folder: str, what: str, otherwise: str) -> No
     if fault is not None:
         raise MeasurementError(
             f"{what} cannot be fetched ({' '.join(fault) or 'the command failed'}). Where there is a network, run "
-            f"'{' '.join(command)}', then give {otherwise}."
+            f"'{' '.join(command)}', then set {otherwise}."
         )
 
 

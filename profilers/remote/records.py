@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from hwnas.errors import DeviceLostError, MeasurementError
 
+from .errors import RunnerError
 from .jobs import PROTO
 
 EXIT_CODES = MappingProxyType(
@@ -18,10 +19,11 @@ EXIT_CODES = MappingProxyType(
         2: "the job file was refused",
         3: "ONNX Runtime did not load",
         4: "the cores were refused",
-        5: "the deadline passed",
+        5: "it took too long",
         6: "its output could not be written",
         7: "it crashed",
         8: "memory ran out",
+        9: "the device is busy",
     }
 )
 """How the runner ends where it does not end with 0; ``runner/lines.h`` is the other half."""
@@ -95,7 +97,7 @@ class Loaded(Record):
 
 @dataclass(frozen=True)
 class Block(Record):
-    """Consecutive timed runs of one model.
+    """Consecutive timed runs of one model; ``batch`` is that of the models around it, for the reference, too.
 
     ``t`` are seconds since the runner's start, ``rested`` seconds spent cooling before; ``cpu`` and ``mhz`` hold the
     values before and after; ``nivcsw`` counts involuntary switches; ``ns`` is the time of every run.
@@ -185,22 +187,26 @@ def read_lines(lines: Iterable[str | bytes]) -> Iterator[Record]:
         raise DeviceLostError(f"{last.lines - seen} of the runner's {last.lines} lines were lost on the way. Resume.")
 
 
-def ended_well(code: int, failure: Failure | None) -> None:
+def ended_well(code: int, failure: Failure | None, said: str = "") -> None:
     """Checks how the runner ended.
 
     Args:
         code: Its exit code; the shell of an old Android always says 0.
         failure: Its last record, if that was a fatal failure.
+        said: Its standard error.
 
     Raises:
-        MeasurementError: It did not end well; says why.
+        RunnerError: It did not end well; says why.
     """
     if code == 0 and failure is None:
         return
     meaning = EXIT_CODES.get(code, f"exit code {code}") if code else "it says"
     detail = f": {failure.msg} ({failure.where})" if failure else ""
     model = f", in model {failure.id}" if failure and failure.id >= 0 else ""
-    raise MeasurementError(f"the runner gave up on the device: {meaning}{detail}{model}.")
+    tail = f" ({said.strip()[-300:]})" if said.strip() and failure is None else ""
+    message = f"the runner gave up on the device: {meaning}{detail}{model}{tail}."
+    culprit = failure.id if failure and failure.where != "deadline" else -1
+    raise RunnerError(message, code=code, model=culprit)
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -71,8 +71,11 @@ class Transport(Protocol):
             UnreachableError: There was no connection.
         """
 
-    def start(self, command: Sequence[str], *, deadline_s: float) -> Running:
-        """Starts a command without input. It is killed on the device when this process goes away."""
+    def start(self, command: Sequence[str], *, silence_s: float) -> Running:
+        """Starts a command without input. It is killed on the device when this process goes away.
+
+        Reading its lines raises ``DeadlineError`` when none has come for ``silence_s``.
+        """
 
     def push(self, files: Mapping[str, Path | bytes], folder: str, *, timeout_s: float = 600) -> tuple[str, ...]:
         """Puts files into a folder, each whole or not at all; the names of those that had to be sent.
@@ -128,9 +131,9 @@ class ShellTransport(ABC):
             file.seek(0)
             return self._run(command, timeout_s, file)
 
-    def start(self, command: Sequence[str], *, deadline_s: float) -> Running:
+    def start(self, command: Sequence[str], *, silence_s: float) -> Running:
         """See ``Transport.start``."""
-        return self._open(command, deadline_s, None)
+        return self._open(command, silence_s, None, renewed=True)
 
     def push(self, files: Mapping[str, Path | bytes], folder: str, *, timeout_s: float = 600) -> tuple[str, ...]:
         """See ``Transport.push``."""
@@ -192,10 +195,12 @@ class ShellTransport(ABC):
     def _broken(self, said: str) -> TransportError:
         """The error for a command that ended without a mark, after the client said something."""
 
-    def _open(self, command: Sequence[str], deadline_s: float, stdin: IO[bytes] | None) -> Running:
+    def _open(
+        self, command: Sequence[str], deadline_s: float, stdin: IO[bytes] | None, *, renewed: bool = False
+    ) -> Running:
         token, script = secrets.token_hex(8), WATCHED if stdin is None else FED
         words = self._words(["sh", "-c", script, "sh", token, *checked_words(command)])
-        return Running(Client(words, deadline_s=deadline_s, stdin=stdin), token, self._broken)
+        return Running(Client(words, deadline_s=deadline_s, renewed=renewed, stdin=stdin), token, self._broken)
 
     def _run(self, command: Sequence[str], timeout_s: float, stdin: IO[bytes] | None) -> Ended:
         with self._open(command, timeout_s, stdin) as running:

@@ -28,6 +28,8 @@ static const struct number {
     NUMBER(rounds, 0, 1 << 20, 1)
     NUMBER(evict_bytes, 0, 1L << 32, 0)
     NUMBER(deadline_s, 1, 1 << 20, 600)
+    NUMBER(step_s, 1, 1 << 20, 120)
+    NUMBER(lock_s, 0, 3600, 10)
     NUMBER(cool_s, 0, 3600, 0)
     NUMBER(repeats, 0, 100, 0)
     NUMBER(drop_percent, 1, 100, 3)
@@ -128,6 +130,8 @@ static bool set_key(struct job *job, const char *key, char *value) {
         return (job->name = value) != NULL;
     if (strcmp(key, "library") == 0)
         return (job->library = value) != NULL;
+    if (strcmp(key, "lock") == 0)
+        return (job->lock = value) != NULL;
     if (strcmp(key, "cores") == 0)
         return set_cores(job, value);
     if (strcmp(key, "config") == 0)

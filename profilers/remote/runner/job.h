@@ -20,11 +20,11 @@ struct task {
 };
 
 struct job {
-    const char *name, *library;
+    const char *name, *library, *lock;
     long cores[MAX_CORES], num_cores;
     long threads, images, seed, optimisation;
     long warmup_runs, warmup_ms, block_warmup_runs, runs, block_ms, rounds, evict_bytes;
-    long deadline_s, cool_s, repeats, drop_percent;
+    long deadline_s, step_s, lock_s, cool_s, repeats, drop_percent;
     const char *config[MAX_CONFIG][2];
     int num_config;
     struct task *tasks;

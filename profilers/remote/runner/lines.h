@@ -10,10 +10,11 @@ enum code {
     BAD_JOB = 2,      // the job file cannot be read or contradicts itself
     NO_RUNTIME = 3,   // the library does not load, or is too old
     BAD_CORES = 4,    // the cores asked for are not there, or not all of them
-    TOO_LATE = 5,     // the deadline passed
+    TOO_LATE = 5,     // the deadline passed, or one step took too long
     NO_OUTPUT = 6,    // stdout cannot be written
     CRASHED = 7,      // a signal such as SIGILL; the model is named
     NO_MEMORY = 8,
+    BUSY = 9,  // another job is running
 };
 
 void lines_open(void);

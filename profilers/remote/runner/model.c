@@ -36,12 +36,17 @@ static bool read_shape(struct tensor *tensor, const OrtTensorTypeAndShapeInfo *i
     return TRY(GetDimensions, info, tensor->shape, tensor->rank);
 }
 
-static bool feed(struct tensor *tensor, const char *path) {
+// Fills an input with part of a file, which holds as many as the model is to run on.
+static bool feed(struct tensor *tensor, const char *path, long part, long *num_parts) {
+    long size = -1, bytes = (long)tensor->bytes;
     FILE *file = fopen(path, "rb");
     if (!file)
         return failed("feed", "the file of an input cannot be read");
-    bool whole = fread(tensor->data, 1, tensor->bytes, file) == tensor->bytes && fgetc(file) == EOF;
+    bool whole = fseek(file, 0, SEEK_END) == 0 && (size = ftell(file)) > 0 && bytes > 0 && size % bytes == 0 &&
+                 fseek(file, part * bytes, SEEK_SET) == 0 &&
+                 fread(tensor->data, 1, tensor->bytes, file) == tensor->bytes;
     fclose(file);
+    *num_parts = whole ? size / bytes : 0;
     return whole || failed("feed", "the file of an input has another size than the input");
 }
 
@@ -64,7 +69,7 @@ static bool make_input(struct model *model, size_t index, const struct job *job)
     good = good && tensor_make(tensor, (uint32_t)(job->seed + 0x9e3779b9L * (long)index));
     for (int i = 0; good && i < model->task->num_feeds; i++)
         if (model->task->feeds[i].input == (long)index)
-            good = feed(tensor, model->task->feeds[i].path);
+            good = feed(tensor, model->task->feeds[i].path, 0, &model->num_parts);
     return good && TRY(CreateTensorWithDataAsOrtValue, runtime.memory, tensor->data, tensor->bytes, tensor->shape,
                        tensor->rank, tensor->type, &tensor->value);
 }
@@ -127,6 +132,7 @@ static bool open_session(struct model *model, const struct job *job) {
 bool model_load(struct model *model, const struct task *task, const struct job *job) {
     memset(model, 0, sizeof *model);
     model->task = task;
+    model->num_parts = 1;
     size_t inputs = 0, outputs = 0;
     if (!open_session(model, job) || !TRY(SessionGetInputCount, model->session, &inputs) ||
         !TRY(SessionGetOutputCount, model->session, &outputs))
@@ -146,11 +152,19 @@ bool model_load(struct model *model, const struct task *task, const struct job *
 
 bool model_run(struct model *model) { return TRY(RunWithBinding, model->session, NULL, model->binding); }
 
-bool model_dump(const struct model *model) {
+bool model_next(struct model *model, long part) {
+    long num_parts;
+    for (int i = 0; i < model->task->num_feeds; i++)
+        if (!feed(&model->inputs[model->task->feeds[i].input], model->task->feeds[i].path, part, &num_parts))
+            return false;
+    return model_run(model);
+}
+
+bool model_dump(const struct model *model, long part) {
     for (size_t i = 0; i < model->num_outputs; i++) {
         char path[64];
         snprintf(path, sizeof path, "%ld.%zu.out", model->task->id, i);
-        FILE *file = fopen(path, "wb");
+        FILE *file = fopen(path, part ? "ab" : "wb");
         const struct tensor *output = &model->outputs[i];
         bool whole = file && fwrite(output->data, 1, output->bytes, file) == output->bytes;
         if (!file || fclose(file) != 0 || !whole)

@@ -1,10 +1,12 @@
 // Times networks with ONNX Runtime on a device that has nothing else: runner JOB-FILE. job.h and lines.h say more.
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/file.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -13,9 +15,10 @@
 #include "lines.h"
 #include "model.h"
 
-enum { MAX_RUNS = 1 << 16, MAX_THREADS = 4096, CACHE_LINE = 64 };
+enum { MAX_RUNS = 1 << 16, MAX_THREADS = 4096, CACHE_LINE = 64, REFERENCE_EVERY = 8 };
 static const double SPIN_S = 0.05;  // until the governor has raised the clock
 static const double REST_S = 0.5;   // one pause while the processor cools
+static const double REST_SHARE = 0.25;  // of all time, at most: a processor may never be as fast again as at the start
 static const double SETTLE_S = 2;   // until a busy machine has started the threads
 
 static struct job job;
@@ -25,8 +28,8 @@ static int64_t cores[MAX_CORES], samples[MAX_RUNS];
 static size_t num_cores;
 static char masks[MAX_THREADS][MASK];
 static unsigned char *rubbish;
-static double started, start_mhz;
-static long num_failed;
+static double started, start_mhz, rested_s;
+static long num_failed, batch_now;
 static volatile long current = -1;  // model in work, for the signal handler
 
 static void line_error(const char *where, const char *text, long model, bool fatal) {
@@ -46,8 +49,12 @@ static _Noreturn void give_up(int code, const char *where, const char *text) {
 
 // Only what is allowed in a handler; the line starts anew because another may be half written.
 static void on_signal(int number) {
-    char text[200] = "\n{\"ev\":\"error\",\"proto\":1,\"where\":\"signal\",\"msg\":\"", digits[24];
-    strcat(text, number == SIGALRM ? "the deadline passed" : "the processor stopped at signal ");
+    char text[200] = "\n{\"ev\":\"error\",\"proto\":1,\"where\":\"", digits[24];
+    if (number == SIGALRM && seconds() - started >= (double)job.deadline_s)
+        strcat(text, "deadline\",\"msg\":\"the deadline passed");
+    else
+        strcat(strcat(text, "signal\",\"msg\":\""),
+               number == SIGALRM ? "it took too long" : "the processor stopped at signal ");
     size_t at = sizeof digits - 1, value = (size_t)number;
     for (digits[at] = 0; number != SIGALRM && value; value /= 10)
         digits[--at] = (char)('0' + value % 10);
@@ -61,6 +68,22 @@ static void on_signal(int number) {
     if (write(STDOUT_FILENO, text, strlen(text)) < 0)
         _exit(NO_OUTPUT);
     _exit(number == SIGALRM ? TOO_LATE : CRASHED);
+}
+
+// Before every step: one that hangs ends the runner, and so does the end of its time.
+static void arm(void) {
+    double left = (double)job.deadline_s - (seconds() - started);
+    alarm((unsigned)(left < (double)job.step_s ? (left > 0 ? left : 0) + 1 : (double)job.step_s));
+}
+
+// One job at a time, whoever asks: two would measure each other. The kernel gives the lock back when a runner ends.
+static void lock_or_give_up(void) {
+    int file = open(job.lock, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    if (file < 0)
+        give_up(BUSY, "lock", "the lock file cannot be opened");
+    for (double end = seconds() + (double)job.lock_s; flock(file, LOCK_EX | LOCK_NB) != 0; usleep(100000))
+        if (seconds() > end)
+            give_up(BUSY, "lock", "another job is running");
 }
 
 static void pin_or_give_up(void) {
@@ -165,11 +188,21 @@ static void say_masks(void) {
     line_close(']');
 }
 
+static bool dump(struct model *model) {
+    for (long part = 0; part < model->num_parts; part++) {
+        arm();
+        if ((part > 0 && !model_next(model, part)) || !model_dump(model, part))
+            return false;
+    }
+    return true;
+}
+
 static bool load(struct model *model, const struct task *task) {
+    arm();
     current = task->id;
     long before = status_kb("VmRSS");
     reset_high_water();
-    if (!load_pinned(model, task) || (task->dump && !model_dump(model)) || !warm_up(model)) {
+    if (!load_pinned(model, task) || (task->dump && !dump(model)) || !warm_up(model)) {
         drop(model);
         return false;
     }
@@ -220,9 +253,12 @@ static bool throttled(double mhz) { return mhz < start_mhz * (1 - (double)job.dr
 // Rests while the processor is slower than at the start; seconds rested.
 static double cool(double *mhz) {
     double rested = 0;
-    while (throttled(*mhz = effective_mhz()) && rested < (double)job.cool_s) {
+    while (throttled(*mhz = effective_mhz()) && rested < (double)job.cool_s &&
+           rested_s < REST_SHARE * (seconds() - started)) {
+        arm();
         usleep((useconds_t)(REST_S * 1e6));
         rested += REST_S;
+        rested_s += REST_S;
         keep_busy(SPIN_S);
     }
     return rested;
@@ -231,6 +267,7 @@ static double cool(double *mhz) {
 // One block of runs; whether it may stand, is to be repeated (-1), or failed (0).
 static int block(struct model *model, long round, long attempt) {
     double mhz[2], rested = cool(&mhz[0]), begun = seconds() - started;
+    arm();
     struct usage before = usage();
     int cpu = sched_getcpu();
     size_t count = time_runs(model);
@@ -242,7 +279,7 @@ static int block(struct model *model, long round, long attempt) {
     bool slow = throttled(mhz[0]) || throttled(mhz[1]);
     line_begin("block");
     line_integer("id", model->task->id);
-    line_integer("batch", model->task->batch);
+    line_integer("batch", batch_now);
     line_integer("round", round);
     line_integer("attempt", attempt);
     line_flag("throttled", slow);
@@ -293,16 +330,20 @@ static void unload(struct model *model) {
     current = -1;
 }
 
-// The reference comes first in every round; the others in their order, in every other round reversed.
+// The reference comes first in every round, and between the others; those in every other round reversed.
 static void run_batch(long batch) {
     num_models = 1;
+    batch_now = batch;
     for (size_t i = 0; i < job.num_tasks; i++)
         if (job.tasks[i].batch == batch && load(&models[num_models], &job.tasks[i]))
             num_models++;
     for (long round = 0; round < job.rounds; round++) {
         blocks(&models[0], round);
-        for (size_t i = 1; i < num_models; i++)
+        for (size_t i = 1; i < num_models; i++) {
+            if (i > 1 && i % REFERENCE_EVERY == 1)
+                blocks(&models[0], round);
             blocks(&models[round % 2 ? num_models - i : i], round);
+        }
     }
     for (size_t i = 1; i < num_models; i++)
         unload(&models[i]);
@@ -315,7 +356,9 @@ static void prepare(const char *path) {
         give_up(BAD_JOB, "job", wrong);
     for (size_t i = 0; i < sizeof CRASHES / sizeof *CRASHES; i++)
         signal(CRASHES[i], on_signal);
-    alarm((unsigned)job.deadline_s);
+    arm();
+    if (job.lock)
+        lock_or_give_up();
     pin_or_give_up();
     wrong = runtime_open(job.library);
     if (wrong)
