@@ -85,6 +85,7 @@ class Connection:
 
     def __init__(self, device: AdbDevice, link: socket.socket) -> None:
         self.device, self.link = device, link
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as a cable: no waiting for more
         self.lock = threading.Lock()
         self.streams: dict[int, Stream] = {}
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
-
-from hwnas.errors import HwnasError
 from hwnas.profilers.onnxruntime import load_runtime
 from hwnas.profilers.remote.bundle import Bundle, create_bundle
 from hwnas.profilers.remote.jobs import Job, JobModel
 from hwnas.profilers.remote.records import Bye, Failure, Hello, Record, read_lines
+from onnx import helper
+
+from hwnas.errors import HwnasError
 
 SHAPE = [1, 3, 12, 12]
 QUICK: dict[str, Any] = {"warmup_runs": 1, "warmup_ms": 0, "block_warmup_runs": 0, "block_ms": 0, "runs": 2}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hwnas.errors import DeviceLostError
 from hwnas.profilers.remote.adb import Adb
 from hwnas.profilers.remote.errors import (
     DeadlineError,
@@ -24,6 +22,8 @@ from hwnas.profilers.remote.errors import (
     UnreachableError,
 )
 from hwnas.profilers.remote.targets import reachable
+
+from hwnas.errors import DeviceLostError
 
 pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no program adb here (apt-get install adb)")
 

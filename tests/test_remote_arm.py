@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from hwnas.onnx_precision import to_precision
 from hwnas.profilers.remote.bundle import Bundle
 from hwnas.profilers.remote.inputs import fixed_input
 from hwnas.profilers.remote.jobs import JobModel
 from hwnas.profilers.remote.records import Failure, Hello
+
+from hwnas.onnx_precision import to_precision
 
 write_root = runpy.run_path(str(Path(__file__).with_name("fake_root.py")))["write_root"]
 TOOLS = runpy.run_path(str(Path(__file__).with_name("runner_device.py")))

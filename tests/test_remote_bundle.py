@@ -15,11 +15,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from hwnas.errors import HwnasError, MeasurementError, MissingPackageError, OutputError, UsageError
 from hwnas.profilers.remote import bundle, packages
 from hwnas.profilers.remote.bundle import GLIBC, HEADERS, LIBRARY, LOADER, RUNNER, SOURCES, Bundle, create_bundle
 from hwnas.profilers.remote.elf import faults, read_elf
+
+from hwnas.errors import HwnasError, MeasurementError, MissingPackageError, OutputError, UsageError
 
 RUNNER_SOURCES = Path(bundle.__file__).with_name("runner")
 
@@ -166,7 +166,9 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     ):
         packages.fetch_wheel("1.31.1", "aarch64")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MeasurementError, match=r"No such file.*apt-get download libc6-arm64-cross .*HWNAS_DEBS.*HWNAS_SYSROOT"):
+    with pytest.raises(
+        MeasurementError, match=r"No such file.*apt-get download libc6-arm64-cross .*HWNAS_DEBS.*HWNAS_SYSROOT"
+    ):
         packages.fetch_glibc()
 
 

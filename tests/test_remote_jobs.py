@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from hwnas.errors import DeviceLostError, MeasurementError, UsageError
 from hwnas.profilers.remote.inputs import fixed_input
 from hwnas.profilers.remote.jobs import Job, JobModel
 from hwnas.profilers.remote.records import Block, Bye, Failure, Hello, Record, ended_well, read_lines
+
+from hwnas.errors import DeviceLostError, MeasurementError, UsageError
 
 HELLO: dict[str, Any] = {
     "ev": "hello", "proto": 1, "job": "j", "ort": "1.31.1", "build": "b", "providers": ["CPU"], "dlopen_ms": 1.5,

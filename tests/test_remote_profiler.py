@@ -19,6 +19,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hwnas.profilers.remote import device as remote_device
+from hwnas.profilers.remote import session as remote_session
+from hwnas.profilers.remote.errors import RunnerError
+from hwnas.profilers.remote.profiler import RemoteProfiler
+from hwnas.profilers.remote.records import Block, Loaded
 from onnx import helper
 
 from hwnas.errors import DeviceLostError, EnvironmentMismatchError, MeasurementError, UsageError
@@ -30,11 +35,6 @@ from hwnas.latency.rounds import REFERENCE
 from hwnas.latency.sweep import profile
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import GroupSession, NodeTimer, create_profiler
-from hwnas.profilers.remote import device as remote_device
-from hwnas.profilers.remote import session as remote_session
-from hwnas.profilers.remote.errors import RunnerError
-from hwnas.profilers.remote.profiler import RemoteProfiler
-from hwnas.profilers.remote.records import Block, Loaded
 from hwnas.steps import profiler_of
 from hwnas.testing.contracts import check_profiler
 from hwnas.testing.toys import toy_space

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
-
 from hwnas.profilers.onnxruntime import load_runtime
 from hwnas.profilers.remote.bundle import Bundle
 from hwnas.profilers.remote.inputs import fixed_input
 from hwnas.profilers.remote.jobs import JobModel
 from hwnas.profilers.remote.records import Block, Bye, Failure, Hello, Loaded, Profile, read_lines
+from onnx import TensorProto, helper
 
 TOOLS = runpy.run_path(str(Path(__file__).with_name("runner_device.py")))
 Device, SHAPE, model, network, needed = (TOOLS[n] for n in ("Device", "SHAPE", "model", "network", "needed"))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hwnas.errors import UsageError
 from hwnas.profilers.remote.errors import DeadlineError, LostError, UnauthorizedError, UnreachableError
 from hwnas.profilers.remote.ssh import Ssh
+
+from hwnas.errors import UsageError
 
 SERVER = runpy.run_path(str(Path(__file__).with_name("ssh_server.py")))
 WHY_NOT = SERVER["why_not"]()

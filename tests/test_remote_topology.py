@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from hwnas.errors import MeasurementError, UsageError
 from hwnas.profilers.remote.topology import (
     CPUS,
     READ_COMMAND,
@@ -18,6 +16,8 @@ from hwnas.profilers.remote.topology import (
     select_cores,
     split_files,
 )
+
+from hwnas.errors import MeasurementError, UsageError
 
 write_root = runpy.run_path(str(Path(__file__).with_name("fake_root.py")))["write_root"]
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hwnas.errors import DeviceLostError, MeasurementError, UsageError
 from hwnas.profilers.remote.adb import Adb
 from hwnas.profilers.remote.errors import DeadlineError, NoSpaceError, NotExecutableError, TransportError
 from hwnas.profilers.remote.ssh import Ssh
 from hwnas.profilers.remote.targets import create_target, reachable
 from hwnas.profilers.remote.transport import Local, ShellTransport
+
+from hwnas.errors import DeviceLostError, MeasurementError, UsageError
 
 HERE = Path(__file__).parent
 KINDS = ["local", "ssh", "adb-v2", "adb-v1", "mksh", "busybox"]

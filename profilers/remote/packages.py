@@ -99,7 +99,7 @@ def deb_files(content: bytes, names: Sequence[str]) -> dict[str, bytes]:
         UsageError: It is no Debian package, or packed in a way that this Python cannot read.
     """
     try:
-        packed = next(data for name, data in _members(content) if name.startswith("data.tar"))
+        packed = next(data for name, data in members(content) if name.startswith("data.tar"))
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             wanted = [member for member in archive.getmembers() if Path(member.name).name in names]
             # A folder of locale data may hold the name, too; libraries are files or links to files.
@@ -156,8 +156,12 @@ def _fetch(command: Sequence[str], folder: str, what: str, otherwise: str) -> No
         )
 
 
-def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Members of an ``ar`` archive: a header of 60 bytes each, aligned to 2."""
+def members(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an ``ar`` archive: a header of 60 bytes each, aligned to 2.
+
+    Raises:
+        ValueError: It is none.
+    """
     if content[:8] != b"!<arch>\n":
         raise ValueError("it is no Debian package")
     at = 8

@@ -47,14 +47,34 @@ exit 0"""
 """Names the files that the folder lacks. 3: cannot write, 4: cannot execute, 5: no sha256sum."""
 
 COMMIT = """export LC_ALL=C
-d=$1 i=$1/$2
+case $1 in /*) d=$1;; *) d=$PWD/$1;; esac
+cd "$d/$2" || exit 3
+set -- "$2"
+e= run=
 while read -r hash mode name; do
-  s=$(sha256sum <"$i/$name")
-  [ "${s%% *}" = "$hash" ] || { echo "$name"; exit 6; }
-  chmod "$mode" "$i/$name" && mv -f "$i/$name" "$d/$name" || exit 3
+  e="$e$hash  $name
+"
+  [ "$mode" != 755 ] || run="$run $name"
+  set -- "$@" "$name"
 done
-rm -rf "$i\""""
-"""Renames what arrived whole. 6: the named file did not."""
+i=$1; shift
+s="$(sha256sum "$@")
+"
+while [ "$s" != "$e" ]; do
+  [ "${s%%
+*}" = "${e%%
+*}" ] || { e=${e%%
+*}; echo "${e##* }"; exit 6; }
+  s=${s#*
+} e=${e#*
+}
+done
+chmod 644 "$@" && { [ -z "$run" ] || chmod 755 $run; } && mv -f "$@" "$d" || exit 3
+rm -rf "$d/$i\""""
+"""Renames what arrived whole, all at once: a program that is started for each file takes longer than its transfer.
+
+6: the named file did not arrive whole.
+"""
 
 
 class Transport(Protocol):
