@@ -97,9 +97,7 @@ def main() -> None:
     models = [bytes(model) for model, _ in models_for(items, create_profiler("onnxruntime"))]
     size = sum(map(len, models)) / 2**20
     today = datetime.datetime.now(datetime.UTC).date()
-    say(
-        f"{len(items)} operators of '{space.name}', {size:.1f} MiB; from {platform.node()}, {platform.machine()}, {today}"
-    )
+    say(f"{today}, {len(items)} operators of '{space.name}', {size:.1f} MiB")
     with loopback() if given.loopback else contextlib.nullcontext([]) as near:
         for device in [*near, *given.device]:
             profiler = opened(device)  # sends the bundle

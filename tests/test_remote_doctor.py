@@ -29,13 +29,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if not (shutil.which("adb") and shutil.which("qemu-aarch64-static")):
-        pytest.skip("no program adb or qemu-aarch64-static here (apt-get install adb qemu-user-static)")
-    needed("aarch64")
+def phone(tmp_path: Path) -> Iterator[str]:
+    if not shutil.which("adb"):
+        pytest.skip("no program adb here (apt-get install adb)")
+    needed(platform.machine())
     tools = runpy.run_path(str(HERE / "adb_device.py"))
-    root = runpy.run_path(str(HERE / "fake_root.py"))["write_root"](tmp_path / "root", "a55:4:1804800,x1:1:2841600")
-    monkeypatch.setenv("HWNAS_LAUNCHER", f"qemu-aarch64-static -cpu cortex-a76 -L {root}")
     with ExitStack() as stack:
         stack.enter_context(tools["adb_server"](tmp_path))
         device = tools["AdbDevice"]()
@@ -63,10 +61,9 @@ def test_a_sound_phone_passes(hwnas: Run, phone: str, home: Path) -> None:
     report = hwnas("device", "doctor", phone).done()
     found = verdicts(report)
     assert found.pop("all") in ("ok", "no")
+    assert found.pop("fp16") == ("no" if platform.machine() == "x86_64" else "ok")
     assert set(found.values()) == {"ok"}
-    assert {"answers", "bundle", "core", "fp32", "int8", "fp16", "timing", "telemetry", "hang-up", "state"} <= set(
-        found
-    )
+    assert {"answers", "bundle", "core", "fp32", "int8", "timing", "telemetry", "hang-up", "state"} <= set(found)
     assert "int8         outputs differ from this machine's by 0.0e+00" in report
     assert [str(p) for p in (home / "device").rglob("*") if p.parent.name in ("models", "jobs")] == []
     assert "ready" in next(line for line in hwnas("devices").done().splitlines() if phone in line)

@@ -73,6 +73,8 @@ def create_target(name: str, *, launcher: str = "", folder: str | None = None) -
     except ValueError as error:
         raise UsageError(f"cannot read the launcher '{launcher}' ({error}); quote its words as in a shell.") from error
     transport, usual = _transport(name)
+    if isinstance(transport, Adb) and folder:
+        transport.scratch = os.path.dirname(folder)
     return Target(transport, words, checked_folder(folder or usual))
 
 
