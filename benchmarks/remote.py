@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import datetime
 import runpy
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -97,6 +99,7 @@ def main() -> None:
     models = [bytes(model) for model, _ in models_for(items, create_profiler("onnxruntime"))]
     size = sum(map(len, models)) / 2**20
     today = datetime.datetime.now(datetime.UTC).date()
+    say(shlex.join(["python", *sys.argv]))
     say(f"{today}, {len(items)} operators of '{space.name}', {size:.1f} MiB")
     with loopback() if given.loopback else contextlib.nullcontext([]) as near:
         for device in [*near, *given.device]:

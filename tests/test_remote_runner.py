@@ -65,6 +65,25 @@ def test_a_job_from_hello_to_bye(device: Device) -> None:
     assert rest[-1] == Bye(failed=0, lines=len(rest) + 1, **{k: getattr(rest[-1], k) for k in ("mhz", "t", "hwm_kb")})
 
 
+def test_the_reference_is_timed_between_many(device: Device) -> None:
+    path = device.put("a.onnx", network())
+    job = device.job(*(JobModel(i, path) for i in range(1, 11)), reference=JobModel(0, path), rounds=2)
+    blocks = only(device.run(job), Block)
+    first, second = [0, *range(1, 9), 0, 9, 10], [0, *range(10, 2, -1), 0, 2, 1]
+    assert [each.id for each in blocks] == first + second
+    assert {each.batch for each in blocks} == {1}
+
+
+def test_many_inputs_in_one_file_make_many_outputs(device: Device) -> None:
+    content = network()
+    path, images = device.put("a.onnx", content), np.random.default_rng(0).random((5, *SHAPE[1:]), np.float32)
+    device.run(device.job(JobModel(1, path, dump=True, feeds={0: device.put("images", images.tobytes())}), rounds=0))
+    expected = np.concatenate([on_host(content, {"x": image[None]})[0] for image in images])
+    np.testing.assert_allclose(device.output(1, expected), expected, rtol=1e-6, atol=1e-6)
+    torn = JobModel(2, path, dump=True, feeds={0: device.put("torn", images.tobytes()[:-4])})
+    assert [each.where for each in only(device.run(device.job(torn)), Failure)] == ["feed"]
+
+
 def test_blocks_last_as_long_as_asked(device: Device) -> None:
     path = device.put("a.onnx", network())
     (block,) = only(device.run(device.job(JobModel(1, path), block_ms=30, runs=1)), Block)
