@@ -111,6 +111,7 @@ class Rounds:
         visits = leader.time_with(others, num_rounds=left, budget_ms=self.visit_ms)
         with contextlib.closing(visits):
             for key, number, found in visits:
+                found = _checked(found)
                 if not key and isinstance(found, Exception):
                     raise self._lost(REFERENCE, found) from found
                 if isinstance(found, Exception):
@@ -224,3 +225,13 @@ class Rounds:
                 self._failed(item, error)
             self.watch("")
             self.progress("preparing", number, len(items))
+
+
+def _checked(found: list[float] | MeasurementError) -> list[float] | MeasurementError:
+    """Run times that can be summarised, or why there are none."""
+    if isinstance(found, list):
+        try:
+            summarise([found])
+        except MeasurementError as error:
+            return error
+    return found
