@@ -82,7 +82,7 @@ def fetch(name: str) -> bytes:
         said = subprocess.run(["apt-cache", *words, "depends", name], check=True, capture_output=True, text=True).stdout
         (real,) = re.findall(r"Depends: (linux-image-\S+)", said)
         content = fetch(real)
-        shutil.copy(next(kept.glob(f"{real}_*.deb")), kept / f"{name}_{real}.deb")
+        (kept / f"{name}_{real}.deb").symlink_to(next(kept.glob(f"{real}_*.deb")).name)
         return content
     subprocess.run(["apt-get", *words, "download", "-qq", name], check=True, cwd=kept)
     return next(kept.glob(f"{name}_*.deb")).read_bytes()

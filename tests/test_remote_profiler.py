@@ -11,6 +11,7 @@ import platform
 import runpy
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,6 +245,7 @@ def killed_host(device: Reached, output: Path, after: int) -> int:
 
     child = os.fork()
     if child == 0:
+        tempfile.tempdir = str(output.parent)  # what a killed process leaves there is removed with the test's folder
         with contextlib.suppress(BaseException):
             sweep(device.profiler(), output, progress=kill)
         os._exit(1)
