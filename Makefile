@@ -20,7 +20,7 @@ check: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hwnas needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,rtx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,remote,rtx]'
 	touch $@
 
 clean:

@@ -19,7 +19,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hwnas", "hwnas.*"]) + [f"hwnas.{name}" for name in PLUGIN_PACKAGES],
     package_dir={"hwnas": "hwnas", **{f"hwnas.{name}": name for name in PLUGIN_FOLDERS}},
-    package_data={"hwnas": ["py.typed"], "hwnas.latency_tables": ["*.csv", "*.json", "README.md"]},
+    package_data={
+        "hwnas": ["py.typed"],
+        "hwnas.latency_tables": ["*.csv", "*.json", "README.md"],
+        "hwnas.profilers.remote": ["runner/*.c", "runner/*.h"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -53,7 +57,7 @@ setup(
     entry_points={
         "console_scripts": ["hwnas = hwnas.cli:main"],
         "hwnas.profilers": [
-            "onnxruntime = hwnas.profilers.onnxruntime:OnnxRuntimeProfiler",
+            "onnxruntime = hwnas.profilers.onnxruntime:create_onnxruntime",
             "tensorrt = hwnas.profilers.tensorrt:TensorRTProfiler [tensorrt]",
             "tensorrt-rtx = hwnas.profilers.tensorrt:TensorRTRTXProfiler [rtx]",
             "torch = hwnas.profilers.torch:TorchProfiler",
@@ -61,6 +65,10 @@ setup(
         "hwnas.exporters": [
             "onnx = hwnas.deploy.onnx:OnnxExporter",
             "tensorrt = hwnas.deploy.tensorrt:TensorRTExporter",
+        ],
+        "hwnas.devices": [
+            "reachable = hwnas.profilers.remote.targets:reachable",
+            "doctor = hwnas.profilers.remote.doctor:doctor",
         ],
         "hwnas.proofs": ["verify = hwnas.deploy.verification:verify", "report = hwnas.deploy.report:report"],
     },

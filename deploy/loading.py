@@ -12,7 +12,7 @@ import numpy as np
 from hwnas.errors import RunError, UsageError
 from hwnas.latency.measure import time_rounds
 from hwnas.latency.measurement import Measurement, summarise
-from hwnas.plugins import Session, create_profiler
+from hwnas.plugins import ManySession, Session, create_profiler
 from hwnas.tensorrt_engine import FLAVOURS
 
 from .engines import cannot_run, read_engine, require_capability, require_version
@@ -68,7 +68,17 @@ class LoadedNetwork:
         Raises:
             MeasurementError: The runtime fails.
         """
-        return summarise(time_rounds(self))
+        return summarise(self.time_rounds())
+
+    def time_rounds(self) -> list[list[float]]:
+        """Run times in milliseconds, by round."""
+        return time_rounds(self._opened())
+
+    @property
+    def many(self) -> bool:
+        """Whether ``run`` takes several batches at once; see ``hwnas.plugins.ManySession``."""
+        session = self._opened()
+        return isinstance(session, ManySession) and session.many
 
     def time_ms(self, *, budget_ms: float) -> list[float]:
         """The time of every run, for about ``budget_ms``."""

@@ -24,13 +24,13 @@ from hwnas.latency.device import Device
 from hwnas.latency.measure import time_rounds
 from hwnas.latency.measurement import STATISTIC, Measurement, summarise
 from hwnas.latency.table import LatencyTable
-from hwnas.plugins import NodeTimer, Profiler, Session, create_profiler
+from hwnas.plugins import ManySession, NodeTimer, Profiler, Session, create_profiler
 from hwnas.run import RunFolder, origin
 from hwnas.steps import exported_name, profiler_of, sample, trained_network, training_data
 from hwnas.tensorrt_engine import FLAVOURS
 
 from .exported import ONNX_RUNTIME, ExportedFile, export_command, exported_files
-from .loading import load
+from .loading import LoadedNetwork, load
 from .numerics import compare
 
 TOLERANCE = 1.01
@@ -173,7 +173,8 @@ class _Reference:
     def compared(self, session: Session, batch: int, precision: str) -> dict[str, Any]:
         """What ``compare`` says of a session that runs ``batch`` images at a time."""
         padded = np.concatenate([self.images, self.images[:1].repeat(-len(self.images) % batch, axis=0)])
-        theirs = [session.run(padded[first : first + batch]) for first in range(0, len(padded), batch)]
+        size = len(padded) if isinstance(session, ManySession) and session.many else batch
+        theirs = [session.run(padded[first : first + size]) for first in range(0, len(padded), size)]
         return compare(self.logits, np.concatenate(theirs)[: len(self.logits)], self.labels, precision=precision)
 
 
@@ -199,7 +200,8 @@ def _proof(
         numerics = reference.compared(session, environment.batch, environment.precision)
         broken = numerics.pop("failures")
         if profiler is None:
-            latency = _quantiles(summarise(rounds := time_rounds(session)), rounds)
+            rounds = session.time_rounds() if isinstance(session, LoadedNetwork) else time_rounds(session)
+            latency = _quantiles(summarise(rounds), rounds)
         else:
             latency, late = _held_against_target(run, session, Device(profiler, table))
             broken += late

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from hwnas._version import __version__
+from hwnas.cli_devices import device, devices
 from hwnas.cli_options import (
     Data,
     RunPath,
@@ -59,6 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(tables, name="table")
+app.add_typer(device, name="device")
 
 
 def main() -> None:
@@ -124,6 +126,9 @@ def demo(
 
     with Reporter() as reporter:
         run_demo(next_folder(output), data=data, max_ms=max_ms, seed=seed, progress=reporter, say=say)
+
+
+app.command()(devices)
 
 
 app.command()(profile)

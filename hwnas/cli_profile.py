@@ -25,6 +25,7 @@ Output = Annotated[Path | None, typer.Option(help="The table, NAME.csv; an exist
 Network = Annotated[list[str] | None, typer.Option(help="A fixed network instead of a space; again for more.")]
 Runtime = Annotated[str, typer.Option(help="See 'hwnas list profilers'.")]
 Device = Annotated[str | None, typer.Option(help="Device of that runtime; its own default if not given.")]
+Cores = Annotated[str | None, typer.Option(help="Of a phone or a board: prime, big, little, or numbers as 4-7.")]
 Mode = Annotated[str | None, typer.Option(help="How it executes, such as cuda-graph; its own default if not given.")]
 Networks = Annotated[int, typer.Option(help="Whole random networks to measure, for calibration and error.")]
 Minutes = Annotated[float, typer.Option(help="Measuring ends after this long.")]
@@ -39,6 +40,7 @@ def profile(
     network: Network = None,
     profiler: Runtime = "onnxruntime",
     device: Device = None,
+    cores: Cores = None,
     mode: Mode = None,
     precision: Annotated[str, typer.Option(help="Number format.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Images a run.")] = 1,
@@ -53,8 +55,9 @@ def profile(
     seed: Seed = 0,
 ) -> None:
     """Measure a space on a device: a latency table that states its own error; or fixed networks, to compare."""
-    target = {"device": device, "mode": mode, "precision": precision, "batch": batch, "threads": threads}
+    target: dict[str, Any] = {"device": device, "cores": cores, "mode": mode}
     target = {name: value for name, value in target.items() if value is not None}
+    target |= {"precision": precision, "batch": batch, "threads": threads}
     if network and space is None and output is None:
         _compare(network, create_profiler(profiler, **target), resolution or 224, num_classes or 1000, rounds)
     elif space is not None and output is not None and not network:

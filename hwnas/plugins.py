@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
-from hwnas.errors import MissingPackageError, UnknownNameError, UsageError
+from hwnas.errors import MeasurementError, MissingPackageError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROFILERS = "hwnas.profilers"
 EXPORTERS = "hwnas.exporters"
 PROOFS = "hwnas.proofs"
+DEVICES = "hwnas.devices"
 
 
 @runtime_checkable
@@ -40,6 +41,39 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Frees what the device holds."""
+
+
+@runtime_checkable
+class GroupSession(Session, Protocol):
+    """A session that is timed in rounds with others of its device in one go, where every start costs."""
+
+    def time_with(
+        self, others: Mapping[str, Any], *, num_rounds: int, budget_ms: float
+    ) -> Generator[tuple[str, int, list[float] | MeasurementError]]:
+        """Times this network and the others once a round, each for about ``budget_ms``.
+
+        This one comes first in every round, and again between the others. Those that do not fit into memory together
+        have rounds of other numbers. Closing the iterator ends it all.
+
+        Args:
+            others: Sessions of the same profiler by names of your choice.
+            num_rounds: Visits to each.
+            budget_ms: For a visit.
+
+        Yields:
+            Name (empty for this one), number of the round, and run times in milliseconds; or, once for a network that
+            the device refuses, the reason.
+
+        Raises:
+            DeviceLostError: The device stopped answering.
+        """
+
+
+@runtime_checkable
+class ManySession(Session, Protocol):
+    """A session that tells whether its ``run`` also takes several batches at once, because every start costs."""
+
+    many: bool
 
 
 @runtime_checkable

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from hwnas.space import Shape
 
+    from .remote.profiler import RemoteProfiler
+
 MIN_RUNS = 2
 WARM_UP_RUNS = 1
 """Few: on a noisy machine another round tells more than another run in the same moment."""
@@ -99,16 +101,7 @@ class OnnxRuntimeProfiler:
 
     def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> OnnxRuntimeSession:
         """Loads the bytes of an ONNX model, in this profiler's precision; see ``hwnas.plugins.Profiler``."""
-        import onnx
-        from google.protobuf.message import DecodeError
-
-        if not isinstance(model, bytes):
-            raise UsageError("profiler 'onnxruntime' takes the bytes of an ONNX model.")
-        try:
-            graph = onnx.load_from_string(model)
-        except DecodeError as error:
-            raise MeasurementError(f"ONNX Runtime refuses the model: it is not ONNX ({error}).") from error
-        content = to_precision(graph, self._precision).SerializeToString()
+        content = to_precision(parsed_model(model), self._precision).SerializeToString()
         shape = (self._batch, *input_shape)
         return OnnxRuntimeSession(content, provider=self._provider, cores=self._cores, input_shape=shape)
 
@@ -134,7 +127,7 @@ class OnnxRuntimeProfiler:
             )
             session.time_ms(budget_ms=budget_ms)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return _node_ms(events)
+        return average_nodes(events)
 
     def _find(self, device: str) -> str:
         installed = {p.removesuffix("ExecutionProvider").lower(): p for p in self._runtime.get_available_providers()}
@@ -176,7 +169,51 @@ class OnnxRuntimeProfiler:
                 )
 
 
-def _node_ms(events: list[dict[str, Any]]) -> dict[str, float]:
+def create_onnxruntime(
+    *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1, cores: str = ""
+) -> OnnxRuntimeProfiler | RemoteProfiler:
+    """ONNX Runtime here, or on a phone or a board.
+
+    Args:
+        device: ``cpu`` or an execution provider (``OnnxRuntimeProfiler``); ``adb:SERIAL``, ``ssh://[user@]host[:port]``
+            or ``local`` (``remote.profiler.RemoteProfiler``).
+        precision, batch, threads: Of both.
+        cores: Of a device elsewhere.
+
+    Raises:
+        UsageError: Cores of a device that is not elsewhere.
+    """
+    if device == "local" or device.startswith(("adb:", "ssh:")):
+        from .remote.profiler import RemoteProfiler
+
+        return RemoteProfiler(device=device, precision=precision, batch=batch, threads=threads, cores=cores)
+    if cores:
+        raise UsageError(
+            f"cores '{cores}' are chosen on a device elsewhere only, such as adb:SERIAL, ssh://HOST or local; "
+            f"device '{device}' takes the last ones that this process may use. Leave --cores out."
+        )
+    return OnnxRuntimeProfiler(device=device, precision=precision, batch=batch, threads=threads)
+
+
+def parsed_model(model: bytes | nn.Module) -> Any:
+    """The graph of an ONNX file's bytes.
+
+    Raises:
+        UsageError: It is a module.
+        MeasurementError: It is not ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not isinstance(model, bytes):
+        raise UsageError("profiler 'onnxruntime' takes the bytes of an ONNX model.")
+    try:
+        return onnx.load_from_string(model)
+    except DecodeError as error:
+        raise MeasurementError(f"ONNX Runtime refuses the model: it is not ONNX ({error}).") from error
+
+
+def average_nodes(events: list[dict[str, Any]]) -> dict[str, float]:
     """Time of every node; events come in the order in which they end."""
     runs: list[tuple[float, dict[str, float]]] = []
     nodes: dict[str, float] = {}

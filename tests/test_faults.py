@@ -297,3 +297,36 @@ def test_a_failure_written_from_outside_replaces_a_torn_line(tmp_path: Path) -> 
     journal.write_text('{"a": 1}\n{"torn')
     record_failure(journal, "conv", "no answer")
     assert journal.read_text() == '{"a": 1}\n{"key": "conv", "failed": "no answer"}\n'
+
+
+def test_a_device_that_times_groups_by_itself(tmp_path: Path) -> None:
+    """Refusals and impossible times are records; a reference without a time is a lost device."""
+
+    class Grouping(AnalyticProfiler):
+        spoilt, lost = str(K5), False
+
+        def prepare(self, model: bytes | nn.Module, input_shape: Shape) -> AnalyticSession:
+            session, outer = super().prepare(model, input_shape), self
+
+            class Group(AnalyticSession):
+                def __init__(self) -> None:
+                    pass
+
+                def time_with(self, others: dict[str, Any], *, num_rounds: int, budget_ms: float) -> Any:
+                    for number in range(num_rounds):
+                        yield "", number, MeasurementError("gone") if outer.lost else [1.0]
+                        yield from ((name, number, [0.0 if name == outer.spoilt else 2.0]) for name in others)
+
+                def close(self) -> None:
+                    session.close()
+
+            return Group()
+
+    profiler = Grouping()
+    table = sweep(profiler, tmp_path)
+    assert table.entries[K5].status == "failed"
+    assert "positive and finite" in table.entries[K5].error
+    assert {entry.ms for key, entry in table.entries.items() if key != K5} == {2.0}
+    profiler.lost = True
+    with pytest.raises(DeviceLostError, match=r"'reference' failed \(gone\)"):
+        sweep(profiler, tmp_path / "lost")

@@ -40,6 +40,7 @@ ABOVE = {
     "training",
     "demo",
     "cli",
+    "cli_devices",
     "cli_options",
     "cli_profile",
     "cli_tables",

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,21 @@ def test_the_example_of_checks_runs() -> None:
 
 
 def test_the_documents_name_files_that_exist() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/phone.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:hwnas|tests|profilers|deploy|latency_tables)/[\w./]*)`", text):
+        for name in re.findall(r"`((?:hwnas|tests|profilers|deploy|latency_tables|benchmarks|docs)/[\w./]*)`", text):
             assert (ROOT / name).exists(), f"{document} names {name}"
+
+
+def test_the_page_about_phones_shows_commands_and_variables_that_exist(hwnas: Callable[..., Any]) -> None:
+    text = (ROOT / "docs" / "phone.md").read_text(encoding="utf-8")
+    shown = [line.partition("#")[0].split() for line in re.findall(r"^ +hwnas (.+)$", text, flags=re.MULTILINE)]
+    assert {words[0] for words in shown} >= {"devices", "device", "profile", "search", "verify"}
+    for words in shown:
+        command = words[:2] if words[0] == "device" else words[:1]
+        usage = hwnas(*command, "--help").done()
+        for option in (word for word in words if word.startswith("--")):
+            assert f"{option} " in usage, f"'hwnas {' '.join(words)}' has no {option}"
+    code = "".join(path.read_text() for path in (ROOT / "profilers" / "remote").glob("*.py"))
+    for name in set(re.findall(r"HWNAS_\w+", text)):
+        assert name in code or 'HWNAS_{name.upper()}"' in code, name

@@ -16,7 +16,7 @@ from hwnas.deploy import load
 from hwnas.deploy.numerics import BOUNDS, compare
 
 from hwnas.compute import Compute
-from hwnas.errors import OtherDeviceError
+from hwnas.errors import HwnasError, OtherDeviceError
 from hwnas.latency import device
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
@@ -302,3 +302,24 @@ def test_numbers_that_are_none_break_every_bound(precision: str) -> None:
     found = figures([[3, 4], [0, 1]], [[np.nan, np.nan], [0, 1]], precision)
     assert any("mean cosine is nan" in failure for failure in found["failures"])
     assert not figures([[3, 4], [0, 1]], [[3, 4], [0, 1]], precision)["failures"]
+
+
+def test_a_phone_or_a_board_proves_its_files_itself(run: Path, hwnas: Run, tmp_path: Path) -> None:
+    """Numbers and milliseconds of every file are those of the table's device, here this machine treated like one."""
+    try:
+        there = create_profiler("onnxruntime", device="local").environment()
+    except HwnasError as error:
+        pytest.skip(str(error))
+    opened = RunFolder.open(run)
+    change_config(run, table=table_of(opened.space(), ENTRY_MS, tmp_path / "there.csv", there))
+    hwnas("verify", run, "--images", 64).done()
+    proof = json.loads((run / "verification.json").read_text())
+    files = {each["file"]: each for each in proof["files"]}
+    assert proof["file"] == NAMES["fp32"]
+    assert set(files) >= {NAMES["fp32"], NAMES["int8"]}
+    assert {each["environment"]["mode"] for each in files.values()} == {there.mode}
+    assert proof["latency"]["met"]
+    assert files[NAMES["fp32"]]["numerics"]["num_images"] == 64
+    assert files[NAMES["fp32"]]["numerics"]["max_relative_difference"] < 1e-4
+    layers = [each["measured_ms"] for each in proof["layers"]]
+    assert sum(ms > 0 for ms in layers) > 3

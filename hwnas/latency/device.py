@@ -15,7 +15,7 @@ from torch import nn
 from hwnas.errors import MeasurementError
 from hwnas.latency.calibration import measured_networks
 from hwnas.latency.items import Item, models_for
-from hwnas.latency.measure import NUM_ROUNDS, ROUND_MS, as_consumed, time_rounds
+from hwnas.latency.measure import as_consumed, time_rounds, time_together
 from hwnas.latency.measurement import Measurement, summarise
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Device:
     def _beside(self, session: Session, known: list[tuple[Item, float]]) -> Timed:
         """Rounds in which networks of the sweep take turns with the model."""
         with self._sessions([item for item, _ in known]) as witnesses:
-            rounds = [[each.time_ms(budget_ms=ROUND_MS) for each in (session, *witnesses)] for _ in range(NUM_ROUNDS)]
-        own, *others = ([visits[i] for visits in rounds] for i in range(1 + len(known)))
+            timed = time_together({str(i): each for i, each in enumerate((session, *witnesses))})
+        own, *others = timed.values()
         ratios = [summarise(other).ms / ms for other, (_, ms) in zip(others, known, strict=True)]
         slowdown = float(np.median(ratios))
         return Timed(own, slowdown if slowdown > NOISE else 1.0)

@@ -66,8 +66,8 @@ class Journal:
         self._file.close()
 
     def done(self, key: str, visit: int) -> bool:
-        """Whether that visit is on record, or the item is known to fail."""
-        return visit in self.samples[key] or key in self.failures
+        """Whether more visits than that number are on record, or the item is known to fail."""
+        return len(self.samples[key]) > visit or key in self.failures
 
     def add(self, key: str, visit: int, samples_ms: list[float]) -> None:
         """Records one visit durably; a second one of the same number is added to the first."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from hwnas.errors import MeasurementError
 from hwnas.latency.measurement import Measurement, summarise
+from hwnas.plugins import GroupSession
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,5 +47,42 @@ def as_consumed(model: bytes | nn.Module, input_shape: Shape, profiler: Profiler
 
 
 def time_rounds(session: Session) -> list[list[float]]:
-    """Run times in milliseconds, by round."""
-    return [session.time_ms(budget_ms=ROUND_MS) for _ in range(NUM_ROUNDS)]
+    """Run times in milliseconds, by round.
+
+    Raises:
+        MeasurementError: The device cannot time the model.
+    """
+    return time_together({"": session})[""]
+
+
+def time_together(sessions: Mapping[str, Session]) -> dict[str, list[list[float]]]:
+    """Run times in milliseconds, by name and round, of sessions that take turns.
+
+    Raises:
+        MeasurementError: The device cannot time one of them.
+    """
+    found: dict[str, list[list[float]]] = {name: [] for name in sessions}
+    for name, _, samples in take_turns(sessions, num_rounds=NUM_ROUNDS, budget_ms=ROUND_MS):
+        if isinstance(samples, Exception):
+            raise samples
+        found[name].append(samples)
+    return found
+
+
+def take_turns(
+    sessions: Mapping[str, Session], *, num_rounds: int, budget_ms: float
+) -> Iterator[tuple[str, int, list[float] | MeasurementError | MemoryError]]:
+    """Rounds over sessions of one profiler: name, number of the round, and run times or why there are none."""
+    names = list(sessions)
+    first = sessions[names[0]] if names else None
+    if isinstance(first, GroupSession):
+        others = {name: sessions[name] for name in names[1:]}
+        for name, number, samples in first.time_with(others, num_rounds=num_rounds, budget_ms=budget_ms):
+            yield name or names[0], number, samples
+        return
+    for number in range(num_rounds):
+        for name, session in sessions.items():
+            try:
+                yield name, number, session.time_ms(budget_ms=budget_ms)
+            except (MeasurementError, MemoryError) as error:
+                yield name, number, error

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwnas.errors import MeasurementError, UnknownNameError, UsageError
-from hwnas.latency.measure import as_consumed
+from hwnas.latency.measure import as_consumed, take_turns
 from hwnas.latency.measurement import Measurement, failure, summarise
 from hwnas.metrics import Progress, no_progress
 
@@ -103,12 +103,11 @@ def profile_networks(
             failures[name] = str(error)
         progress("preparing", number, len(modules))
     samples: dict[str, list[list[float]]] = {name: [] for name in sessions}
-    for visit in range(num_rounds):
-        for name, session in sessions.items():
-            try:
-                samples[name].append(session.time_ms(budget_ms=ROUND_MS))
-            except MeasurementError as error:
-                failures[name] = str(error)
+    for name, visit, found in take_turns(sessions, num_rounds=num_rounds, budget_ms=ROUND_MS):
+        if isinstance(found, Exception):
+            failures[name] = str(found)
+        else:
+            samples[name].append(found)
         progress("measuring", visit + 1, num_rounds)
     for session in sessions.values():
         session.close()

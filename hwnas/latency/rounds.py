@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from hwnas.latency.items import Item, models_for
 from hwnas.latency.journal import Journal
 from hwnas.latency.measurement import Measurement, failure, summarise
 from hwnas.metrics import Progress
+from hwnas.plugins import GroupSession
 from hwnas.space import OpSignature
 
 if TYPE_CHECKING:
@@ -68,16 +71,60 @@ class Rounds:
             return
         self._prepare([REFERENCE, *(i for i in items if i.key not in self.journal.failures)])
         try:
-            for visit in range(self.num_rounds + self.num_rounds // 2):
-                if visit >= self.num_rounds:
-                    items = [i for i, found in self.summaries(items).items() if found.status == "unstable"]
-                if not items or self._late(visit):
-                    break
-                self._round(items, visit)
+            leader = self.sessions.get(REFERENCE.key)
+            if isinstance(leader, GroupSession):
+                self._together(leader, items)
+            else:
+                self._in_turn(items)
         finally:
             for session in self.sessions.values():
                 session.close()
             self.sessions.clear()
+
+    def _in_turn(self, items: Sequence[Item]) -> None:
+        for visit in range(self.num_rounds + self.num_rounds // 2):
+            if visit >= self.num_rounds:
+                items = self._unstable(items)
+            if not items or self._late(visit):
+                break
+            self._round(items, visit)
+
+    def _together(self, leader: GroupSession, items: Sequence[Item]) -> None:
+        """One piece of work for the device; two where time is limited, so that every item has its least rounds."""
+        hurried = math.isfinite(self.deadline)
+        for num_rounds in (MIN_ROUNDS, self.num_rounds) if hurried else (self.num_rounds,):
+            self._work(leader, items, num_rounds, "measuring")
+        if not self._late(self.num_rounds):
+            again = self._unstable(items)
+            self._work(leader, again, self.num_rounds + self.num_rounds // 2, "measuring the unstable again")
+
+    def _work(self, leader: GroupSession, items: Sequence[Item], num_rounds: int, what: str) -> None:
+        """Has the device visit items until they have so many rounds, or time is up."""
+        samples, total = self.journal.samples, num_rounds * len(items)
+        items = [i for i in items if i.key in self.sessions and not self.journal.done(i.key, num_rounds - 1)]
+        if not items:
+            return
+        first = 1 + max((visit for visits in samples.values() for visit in visits), default=-1)
+        others = {item.key: self.sessions[item.key] for item in items}
+        left = max(num_rounds - len(samples[item.key]) for item in items)
+        done = total - sum(num_rounds - len(samples[item.key]) for item in items)
+        visits = leader.time_with(others, num_rounds=left, budget_ms=self.visit_ms)
+        with contextlib.closing(visits):
+            for key, number, found in visits:
+                found = _checked(found)
+                if not key and isinstance(found, Exception):
+                    raise self._lost(REFERENCE, found) from found
+                if isinstance(found, Exception):
+                    self.journal.fail(key, str(found))
+                else:
+                    self.journal.add(key or REFERENCE.key, first + number, found)
+                done += bool(key)
+                self.progress(what, min(done, total), total)
+                if self._late(num_rounds - 1):
+                    return
+
+    def _unstable(self, items: Sequence[Item]) -> list[Item]:
+        return [item for item, found in self.summaries(items).items() if found.status == "unstable"]
 
     def summaries(self, items: Sequence[Item]) -> dict[Item, Measurement]:
         """What the journal says about items, with rounds of lower clocks corrected."""
@@ -157,12 +204,15 @@ class Rounds:
             except (MeasurementError, MemoryError) as also:
                 lost = also
         if lost is not None:
-            raise DeviceLostError(
-                f"the device does not answer: '{item.key}' failed ({error}), and so does the reference operator "
-                f"({REFERENCE.operators[0]}). What was measured is kept: see to the device, then run the same "
-                "command again."
-            ) from lost
+            raise self._lost(item, error) from lost
         self.journal.fail(item.key, str(error) or type(error).__name__)
+
+    def _lost(self, item: Item, error: Exception) -> DeviceLostError:
+        return DeviceLostError(
+            f"the device does not answer: '{item.key}' failed ({error}), and so does the reference operator "
+            f"({REFERENCE.operators[0]}). What was measured is kept: see to the device, then run the same "
+            "command again."
+        )
 
     def _prepare(self, items: Sequence[Item]) -> None:
         """A session for every item; one that the device refuses is recorded as failed."""
@@ -175,3 +225,13 @@ class Rounds:
                 self._failed(item, error)
             self.watch("")
             self.progress("preparing", number, len(items))
+
+
+def _checked(found: list[float] | MeasurementError) -> list[float] | MeasurementError:
+    """Run times that can be summarised, or why there are none."""
+    if isinstance(found, list):
+        try:
+            summarise([found])
+        except MeasurementError as error:
+            return error
+    return found

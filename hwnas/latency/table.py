@@ -92,7 +92,9 @@ class LatencyTable:
         needed = space.signatures()
         missing = self.missing(needed)
         if missing:
-            options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in self._options(space).items())
+            options = " ".join(
+                f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in self._options(space).items()
+            )
             path = shlex.quote(str(self.path or "TABLE.csv"))
             raise MissingSignatureError(
                 f"latency table {self.name} lacks {len(missing)} of {len(needed)} signatures of space "
@@ -105,7 +107,7 @@ class LatencyTable:
         here, usual = self.environment, Environment("", "", "")
         named = {name: getattr(here, name) for name in ("precision", "batch", "threads")}
         changed = {name: value for name, value in named.items() if value != getattr(usual, name)}
-        target = {name: here.arguments[name] for name in ("device", "mode") if name in here.arguments}
+        target = {name: here.arguments[name] for name in ("device", "cores", "mode") if name in here.arguments}
         size = {name: space.options[name] for name in ("resolution", "num_classes", "width") if name in space.options}
         return {**size, **target, **changed}  # a space's other options are not the command line's
 

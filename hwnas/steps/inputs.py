@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
-from hwnas.errors import EnvironmentMismatchError, RunError, UsageError
+from hwnas.errors import EnvironmentMismatchError, MeasurementError, RunError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
@@ -66,7 +66,7 @@ def profiler_of(table: LatencyTable) -> Profiler:
             threads=environment.threads,
             **environment.arguments,
         )
-    except UsageError as error:
+    except (UsageError, MeasurementError) as error:  # a phone may be elsewhere
         raise EnvironmentMismatchError(
             f"latency table {table.name} ({environment}) cannot be measured here: {error} "
             "Pass --other-device to search for that device all the same."

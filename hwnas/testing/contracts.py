@@ -10,7 +10,7 @@ import torch
 
 from hwnas.latency.items import Item, models_for
 from hwnas.latency.table import LatencyTable
-from hwnas.plugins import Exporter, Profiler, Session
+from hwnas.plugins import Exporter, GroupSession, Profiler, Session
 from hwnas.space import OpSignature
 from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import toy_space
@@ -46,6 +46,14 @@ def check_profiler(profiler: Profiler) -> None:
     samples = session.time_ms(budget_ms=5.0)
     assert samples, "it must time at least one run"
     assert all(math.isfinite(s) and s > 0 for s in samples), "times are positive and finite"
+    if isinstance(session, GroupSession):
+        other = profiler.prepare(model, signature.in_shape)
+        visits = list(session.time_with({"other": other}, num_rounds=2, budget_ms=1.0))
+        assert all(isinstance(found, list) and min(found) > 0 for _, _, found in visits), "it must time both"
+        rounds = {name: {number for who, number, _ in visits if who == name} for name in ("", "other")}
+        assert rounds[""] == rounds["other"], "both are timed in every round"
+        assert len(rounds[""]) == 2, "in as many rounds as were asked for"
+        other.close()
     session.close()
 
 
