@@ -54,7 +54,7 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
     low, high = feasible_range_ms(model)
     target = max_ms if max_ms is not None else default_target_ms(model)
     say(f"3. reachable: {low:.3f} to {high:.3f} ms; target {target:.3f} ms")
-    say("4. search: straight-through Gumbel, one path in memory, latency multiplier adapts")
+    say("4. search: two-path binary gates, one path in memory, latency multiplier adapts")
     rounds = search_run(
         space, table, output, data=data, max_ms=target, seed=seed,
         recipe_arguments={"num_epochs": SEARCH_EPOCHS, "batch_size": 32},
