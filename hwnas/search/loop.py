@@ -22,6 +22,7 @@ from hwnas.errors import DataError, NumericsError, UsageError
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
+from hwnas.search.candidates import Narrowed
 from hwnas.search.checkpoints import Checkpoints
 from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
 from hwnas.search.protocols import SearchState
@@ -246,8 +247,8 @@ def _initial_state(
 
 
 def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
-    probabilities = recipe.relaxation.probabilities
-    return {name: probabilities(logit.detach(), progress=progress) for name, logit in state.logits.items()}
+    logits = {name: logit.detach() for name, logit in state.logits.items()}
+    return Narrowed(recipe.relaxation, state.candidates).probabilities(logits, progress=progress)
 
 
 def _logged(

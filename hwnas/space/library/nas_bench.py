@@ -71,7 +71,6 @@ def nas_bench_201(
 
     Source:
         Dong and Yang, arXiv 2001.00326, section 2.
-        Differs: an edge of ``none`` is computed and added, a multiplication by zero.
     """
     options = {"resolution": resolution, "num_classes": num_classes, "width": width, "num_cells": num_cells}
     check_size("nas-bench-201", resolution=resolution, num_classes=num_classes, width=width)
