@@ -108,6 +108,7 @@ class SearchSpace:
         choices: In the order in which architectures list their options.
         layers: In execution order.
         nodes: Edges of which every network keeps equally many; a choice is in one of them at most.
+        auxiliary: Fixed layer whose output a second classifier may read in training; none if not given.
         options: The arguments that the space was created with, kept for its run folder.
 
     Raises:
@@ -123,6 +124,7 @@ class SearchSpace:
     layers: tuple[LayerSpec, ...]
     options: Mapping[str, int | float] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
+    auxiliary: str = ""
 
     def __post_init__(self) -> None:
         by_name = {choice.name: choice for choice in self.choices}

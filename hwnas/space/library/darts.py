@@ -253,7 +253,10 @@ def _space(skeleton: Skeleton, branches: Branches, options: dict[str, int]) -> S
     ordered = (*choices[NORMAL].values(), *choices[REDUCE].values())
     nodes = _nodes(skeleton.inputs) if skeleton.inputs else ()
     described = {key: value for key, value in vars(skeleton).items() if key not in ("name", "inputs")}
-    return SearchSpace(skeleton.name, image, skeleton.num_classes, ordered, tuple(layers), described | options, nodes)
+    auxiliary = f"cell{2 * skeleton.num_cells // 3}"
+    return SearchSpace(
+        skeleton.name, image, skeleton.num_classes, ordered, tuple(layers), described | options, nodes, auxiliary
+    )
 
 
 def _nodes(kept: int) -> tuple[Node, ...]:
