@@ -35,7 +35,7 @@ def test_a_step_moves_logits_and_ends_in_cells_within_the_limit(name: str, space
     moved = [not torch.equal(before[key], logit) for key, logit in step.state.logits.items()]
     assert all(moved) or space.name == "gold-nas"  # a softmax over one option has no gradient
     logits = {key: logit.detach() for key, logit in step.state.logits.items()}
-    chances = Narrowed(step.recipe.relaxation, step.state.candidates).probabilities(logits, progress=1.0)
+    chances = Narrowed(step.recipe.relaxation, space.candidates).probabilities(logits, progress=1.0)
     for derivation in (step.recipe.derivation, StrongestEdges()):
         found = next(derivation(Finished(chances, lambda architecture: 0.0), step.budget))
         assert step.budget.model.exact_ms(found) <= step.budget.max_ms
@@ -95,9 +95,8 @@ def test_a_method_that_samples_keeps_one_path_in_memory() -> None:
 def test_options_that_are_not_searched_neither_run_nor_count(name: str) -> None:
     relaxation, generator = RELAXATIONS[name], torch.Generator().manual_seed(0)
     logits = {choice.name: torch.randn(3, generator=generator).requires_grad_() for choice in S2.choices}
-    candidates = {choice.name: choice.candidates for choice in S2.choices}
     assert S2.choices[0].options[0] == NONE
-    narrowed = Narrowed(relaxation, candidates)
+    narrowed = Narrowed(relaxation, S2.candidates)
     gates: Gates = narrowed.gates(logits, progress=0.5, generator=generator.manual_seed(1))
     plain = {key: logit[1:] for key, logit in logits.items()}
     expected = relaxation(plain, progress=0.5, generator=generator.manual_seed(1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hwnas.search.protocols import Candidates, Logits, Relaxation
+from hwnas.search.protocols import Logits, Relaxation
 from hwnas.supernet.gates import Gate, Gates
 
 
@@ -18,11 +18,11 @@ class Narrowed:
 
     Args:
         relaxation: Sees logits of shape ``(num_candidates,)``.
-        candidates: Of every choice.
+        candidates: Choice name -> numbers of the options that are searched; of choices without a name here all are.
     """
 
     relaxation: Relaxation
-    candidates: Candidates
+    candidates: Mapping[str, tuple[int, ...]]
 
     def gates(self, logits: Logits, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
         """Gates over all options, of logits over all options."""
@@ -42,18 +42,20 @@ class Narrowed:
         narrow = self._narrow(logits)
         self.relaxation.settle(narrow, {n: self._local(n, g) for n, g in gates.items()}, self._narrow(before))
         for name, logit in narrow.items():
-            if logit is not logits[name]:
+            if name in self.candidates:
                 logits[name][list(self.candidates[name])] = logit
 
     def _narrow(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: x if len(x) == len(self.candidates[n]) else x[list(self.candidates[n])] for n, x in logits.items()}
+        return {n: x[list(self.candidates[n])] if n in self.candidates else x for n, x in logits.items()}
 
     def _spread(self, name: str, values: Tensor, like: Tensor) -> Tensor:
-        if len(values) == len(like):
+        if name not in self.candidates:
             return values
         return values.new_zeros(len(like)).index_copy(0, torch.tensor(self.candidates[name]), values)
 
     def _widened(self, name: str, gate: Gate, like: Tensor) -> Gate:
+        if name not in self.candidates:
+            return gate
         among, p = self.candidates[name], gate.probabilities
         return replace(
             gate,
@@ -64,5 +66,7 @@ class Narrowed:
         )
 
     def _local(self, name: str, gate: Gate) -> Gate:
+        if name not in self.candidates:
+            return gate
         among = self.candidates[name]
         return replace(gate, active=tuple(map(among.index, gate.active)), probed=tuple(map(among.index, gate.probed)))

@@ -248,7 +248,7 @@ def _initial_state(
 
 def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
     logits = {name: logit.detach() for name, logit in state.logits.items()}
-    return Narrowed(recipe.relaxation, state.candidates).probabilities(logits, progress=progress)
+    return Narrowed(recipe.relaxation, state.supernet.space.candidates).probabilities(logits, progress=progress)
 
 
 def _logged(

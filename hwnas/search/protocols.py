@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from hwnas.search.recipe import Recipe
     from hwnas.search.step import SearchStep
 
-Candidates = Mapping[str, tuple[int, ...]]
-"""Choice name -> numbers of the options that are searched."""
-
 Logits = Mapping[str, Tensor]
 """Choice name -> architecture logits of shape ``(num_options,)``, on the CPU."""
 
@@ -72,7 +69,6 @@ class SearchState:
         step: Steps done.
         arch_batches: Batches of the architecture half that were used.
         scalars: State of regularizers and schemes, such as the latency multiplier.
-        candidates: Options that are searched; those of the space at the start.
     """
 
     supernet: Supernet
@@ -83,10 +79,6 @@ class SearchState:
     step: int = 0
     arch_batches: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
-    candidates: Candidates = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.candidates = {choice.name: choice.candidates for choice in self.supernet.space.choices}
 
 
 @dataclass(frozen=True)

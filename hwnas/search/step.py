@@ -70,7 +70,7 @@ class SearchStep:
 
     @property
     def _relaxation(self) -> Narrowed:
-        return Narrowed(self.recipe.relaxation, self.state.candidates)
+        return Narrowed(self.recipe.relaxation, self.budget.model.space.candidates)
 
     @property
     def weight_lr(self) -> float:
@@ -89,10 +89,8 @@ class SearchStep:
         Raises:
             RankError: Another rank drew another path.
         """
-        state = self.state
-        gates = Narrowed(relaxation, state.candidates).gates(
-            state.logits, progress=self.progress, generator=state.generator
-        )
+        narrowed = Narrowed(relaxation, self.budget.model.space.candidates)
+        gates = narrowed.gates(self.state.logits, progress=self.progress, generator=self.state.generator)
         drawn = tuple((gate.active, gate.probed, *gate.weights.tolist()) for gate in gates.values())
         require_same("paths", hash(drawn))
         return gates

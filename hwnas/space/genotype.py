@@ -18,6 +18,14 @@ Edges = tuple[tuple[str, int], ...]
 CONCAT = tuple(range(NUM_INPUTS, NUM_NODES))
 
 
+def kept_edges(architecture: Architecture) -> dict[str, list[tuple[int, int, str]]]:
+    """Kind of a cell -> source, target and operator of every edge that is kept, by target; empty without such cells."""
+    chosen = dict(architecture.options)
+    found = {kind: [(*edge, chosen.get(f"{kind}_{edge_name(*edge)}", NONE)) for edge in EDGES] for kind in KINDS}
+    kept = {kind: [edge for edge in edges if edge[2] != NONE] for kind, edges in found.items()}
+    return {kind: edges for kind, edges in kept.items() if edges}
+
+
 @dataclass(frozen=True)
 class Genotype:
     """A normal and a reducing cell of four nodes with two edges each, all joined.
@@ -70,12 +78,9 @@ class Genotype:
         Raises:
             ArchitectureError: It is none of such cells, or a node has not two inputs.
         """
-        chosen = dict(architecture.options)
-        cells = []
-        for kind in KINDS:
-            found = [(chosen.get(f"{kind}_{edge_name(*edge)}", NONE), edge[0]) for edge in EDGES]
-            cells.append(tuple((option, source) for option, source in found if option != NONE))
-        return cls(cells[0], CONCAT, cells[1], CONCAT)
+        kept = kept_edges(architecture)
+        normal, reduce = (tuple((option, source) for source, _, option in kept.get(kind, ())) for kind in KINDS)
+        return cls(normal, CONCAT, reduce, CONCAT)
 
     def architecture(self, space: SearchSpace) -> Architecture:
         """The same as an architecture of a space of shared cells, of any size.

@@ -179,6 +179,11 @@ class SearchSpace:
         return tuple(choice.name for choice in self.choices)
 
     @property
+    def candidates(self) -> dict[str, tuple[int, ...]]:
+        """Name of every choice of which a search does not weigh all options -> numbers of those it weighs."""
+        return {choice.name: choice.candidates for choice in self.choices if choice.unsearched}
+
+    @property
     def num_options(self) -> tuple[int, ...]:
         """Number of options of each choice, in order."""
         return tuple(len(choice.options) for choice in self.choices)
