@@ -127,8 +127,7 @@ class LatencyModel:
         known = self.overhead_ms if self._knows else 0.0
         base = self.exact_ms_many(indices) if self._knows else np.zeros(len(measured))
         found = regress(entries.counts(indices), base, measured, entries.kernels)
-        ends = np.cumsum([len(ms) for ms in self.layer_ms])[:-1]
-        corrections = np.split(found.weights_ms, ends)
+        corrections = entries.each_layer(found.weights_ms)
         layers = [found.slope * ms + more for ms, more in zip(self.layer_ms, corrections, strict=True)]
         moved = [float(min(layer.min(), 0.0) if self._knows else layer.min()) for layer in layers]
         overhead = found.overhead_ms + found.slope * known + math.fsum(moved)
