@@ -19,6 +19,7 @@ from hwnas.onnx_graph import export_many, join
 from hwnas.ops.blocks import build_op
 from hwnas.ops.cells import FactorizedReduce
 from hwnas.search.derivations import Argmax, Evolution, MostProbableWithinBudget, StrongestEdges
+from hwnas.search.nodes import among_networks
 from hwnas.search.protocols import Finished
 from hwnas.search.sampling import BandSampler, kept_edges
 from hwnas.space import (
@@ -160,6 +161,18 @@ def test_the_programme_and_the_draws_keep_to_the_node(model: LatencyModel) -> No
     for row, share in zip(rows, p, strict=True):  # five deviations of a share of 65,536 draws
         assert drawn[tuple(row)] / 65_536 == pytest.approx(share, abs=5 * np.sqrt(share / 65_536))
     assert sampler._expected_ms(0.0) == pytest.approx(float(p @ ms))
+    weights = {n: torch.from_numpy(np.exp(s)).requires_grad_() for n, s in zip(space.choice_names, scores, strict=True)}
+    expected = model.expected_ms(among_networks(space, weights))
+    assert float(expected.detach()) == pytest.approx(float(p @ ms))
+    assert torch.autograd.gradcheck(
+        lambda *some: model.expected_ms(among_networks(space, dict(zip(weights, some, strict=True)))),
+        [*weights.values()],
+    )
+    one = space.architecture([0, 2, 1, 0])
+    hot = {name: gate.weights.double() for name, gate in one_hot_gates(space, one).items()}
+    assert float(model.expected_ms(among_networks(space, hot))) == pytest.approx(model.exact_ms(one))
+    even = among_networks(space, {name: torch.tensor([0.0, 0.5, 0.5]) for name in weights})  # none is no candidate
+    assert torch.allclose(torch.stack([*even.values()]), torch.tensor([0.5, 0.25, 0.25]))
     (node,) = kept_edges(space, [np.exp(score) for score in scores])
     assert node.probabilities.sum() == pytest.approx(1)
     tight = replace(sampler, max_ms=float(np.sort(ms)[2]))

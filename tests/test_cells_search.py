@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hwnas.cli_options import built_space, numbers
 from hwnas.compute import Compute
+from hwnas.data import load_data
+from hwnas.errors import UsageError
+from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
+from hwnas.run import RunFolder
 from hwnas.search.candidates import Narrowed
 from hwnas.search.derivations import StrongestEdges
+from hwnas.search.loop import search
 from hwnas.search.protocols import Finished
 from hwnas.search.rehearsal import predicted_peak
 from hwnas.search.relaxations import BinaryGates, Softmax, StraightThroughGumbel
 from hwnas.space import NONE, SearchSpace, create_space
 from hwnas.supernet.gates import Gates
+from hwnas.supernet.supernet import Network, extract
 from hwnas.testing.parts import RELAXATIONS, toy_step
+from hwnas.testing.toys import toy_table
 
 SMALL = {"channels": 4, "num_cells": 3, "resolution": 16}
 CELL = create_space("darts-cell", **SMALL)
@@ -124,3 +135,55 @@ def test_narrowed_pairs_leave_other_probabilities_as_they_were() -> None:
     assert torch.allclose(p[[k - 1 for k in others]], old[[k - 1 for k in others]])
     assert not torch.allclose(p, old)
     assert logits["a"][0] == 9.0
+
+
+def test_cells_are_searched_in_a_smaller_network_than_is_derived(tmp_path: Path) -> None:
+    data = load_data("digits", resolution=16)
+    data = replace(data, train=data.train.subset(np.arange(64)), val=data.val.subset(np.arange(8)))
+    large = create_space("robust-darts", subspace=4, resolution=16, channels=8, num_cells=4)  # noise is drawn, too
+    model = LatencyModel.from_table(large, toy_table(large))
+    recipe = replace(create_recipe("gdas", num_epochs=1, batch_size=16), proxy={"channels": 4, "num_cells": 3})
+    found = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(found))  # means nothing
+        (tmp_path / name).mkdir()
+        budget = Budget(model, float(np.mean(feasible_range_ms(model))))
+        result = search(budget, data, recipe, RunFolder(tmp_path / name), say=lambda line: None)
+        assert result.supernet.space.options["num_cells"] == 3
+        derived = next(recipe.derivation(Finished(result.probabilities, lambda architecture: 0.0), budget))
+        assert len(Network(large, derived)) > len(extract(result.supernet, derived))
+        found.append(result)
+    states = [result.supernet.state_dict() for result in found]
+    assert all(torch.equal(one, two) for one, two in zip(*(state.values() for state in states), strict=True))
+
+
+def test_a_proxy_of_other_choices_is_refused() -> None:
+    recipe = replace(create_recipe("darts"), proxy={"with_none": 0})
+    with pytest.raises(UsageError, match="has other choices, images or classes"):
+        recipe.searched(CELL)
+    with pytest.raises(UsageError, match="has no option 'depth'"):
+        replace(recipe, proxy={"depth": 3}).searched(CELL)
+    assert replace(recipe, proxy={}).searched(CELL) is CELL
+
+
+def test_seeded_draws_repeat_and_leave_others_alone() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for seed in ((1, 2), (1, 2), (1, 3)):
+        with Compute(device="cpu").seeded(*seed):
+            drawn.append(torch.randn(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_any_option_of_a_space_can_be_named_with_it() -> None:
+    space = built_space("darts-cell:channels=4,num_cells=3", 16, None, None)
+    assert space.fingerprint == CELL.fingerprint
+    assert numbers("") == {}
+    assert numbers("a=3,b=0.5") == {"a": 3, "b": 0.5}
+    for wrong in ("a", "a=x", "a=1,a=2", "a=nan", "=3"):
+        with pytest.raises(UsageError, match="is not NAME=NUMBER, or is there twice"):
+            numbers(wrong)
+    with pytest.raises(UsageError, match="resolution is given twice"):
+        built_space("darts-cell:resolution=32", 16, None, None)

@@ -81,7 +81,7 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
     planned = Planned.of(compute)
     size = recipe.batch_size // world_size()
     with alone(), Shapes() as storages:
-        state = _state(space, recipe, planned)
+        state = _state(recipe.searched(space), recipe, planned)
         weights_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.supernet.state_dict().values())
         before = storages.live_bytes
         fill(state.weight_optimizer)

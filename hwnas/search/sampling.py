@@ -18,6 +18,7 @@ from torch import Tensor
 from hwnas.latency.budget import solve
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import Indices, LatencyModel
+from hwnas.search.nodes import among_networks
 from hwnas.space import NONE, Architecture, OpSignature, SearchSpace
 
 NUM_DRAWS = 65_536
@@ -203,12 +204,8 @@ class BandSampler:
 
     def _expected_ms(self, mu: float) -> float:
         names, tilted = self.model.space.choice_names, self._tilted(mu)
-        for node in kept_edges(self.model.space, tilted):
-            shares = node.probabilities @ node.subsets
-            for choice, idle, share in zip(node.choices, node.idle, shares, strict=True):
-                tilted[choice] *= share / (1 - tilted[choice][idle])
-                tilted[choice][idle] = 1 - share
-        return float(self.model.expected_ms({n: torch.from_numpy(p) for n, p in zip(names, tilted, strict=True)}))
+        weights = {name: torch.from_numpy(p) for name, p in zip(names, tilted, strict=True)}
+        return float(self.model.expected_ms(among_networks(self.model.space, weights)))
 
     @cached_property
     def first_order_ms(self) -> list[Array]:

@@ -98,7 +98,8 @@ class TrainingJob:
         for images, labels in self.compute.micro_batches(batch):
             forward = partial(self._forward, self._kept(len(labels), seen))
             seen += len(labels)
-            with self._alone() if seen < num_images else contextlib.nullcontext():
+            parts_left = seen < num_images
+            with self._alone() if parts_left else contextlib.nullcontext(), self.compute.seeded(*self._seed(seen)):
                 with self.compute.autocast():
                     loss = self.objective(forward, images, labels, state.step) * (len(labels) / num_images)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -143,8 +144,10 @@ class TrainingJob:
         """Which edges stay, of images that come after so many of the batch."""
         state, epoch = self.state, self.state.step // self.steps_per_epoch
         probability = self.options.drop_path * epoch / self.options.num_epochs
-        seed = (self.objective.seed, state.step, rank(), first)
-        return kept_edges(state.network, num_images, probability, seed, self.compute.place)
+        return kept_edges(state.network, num_images, probability, self._seed(first), self.compute.place)
+
+    def _seed(self, number: int) -> tuple[int, ...]:
+        return self.objective.seed, self.state.step, rank(), number
 
     def _forward(self, kept: tuple[Tensor, ...], images: Tensor) -> Outputs:
         return self.forward(images, *kept)  # type: ignore[no-any-return]
