@@ -291,6 +291,11 @@ def test_searched_norms_do_not_scale() -> None:
     assert affine == {"layers.stem.norm"}
     pool = supernet.get_submodule("layers.cell0_edge02.options.1")
     assert [type(m).__name__ for m in pool] == ["MaxPool2d", "BatchNorm2d"]
+    other = Supernet(create_space("nas-bench-201", resolution=16, num_cells=1, width=0.25))
+    assert type(other.get_submodule("layers.stage1_cell1_edge01.options.4")) is torch.nn.AvgPool2d
+    scaling = {n for n, m in other.named_modules() if isinstance(m, torch.nn.BatchNorm2d) and m.affine}
+    assert scaling
+    assert not any("edge" in name for name in scaling)
 
 
 def test_latency_and_graph_of_a_network_lack_its_edges_of_none() -> None:

@@ -71,7 +71,8 @@ class LayerSpec:
         choices: Names of the choices this layer depends on; none for a fixed layer.
         inputs: Names of earlier layers whose outputs are added up to its input; none for the layer before it.
         joins: Lay the outputs side by side, channels after channels, instead of adding them up.
-        plain: In a supernet its batch-norms do not scale, and pooling is followed by one.
+        plain: In a supernet its batch-norms do not scale, as logits do that already.
+        norms_pools: In a supernet pooling is followed by such a batch-norm.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LayerSpec:
     inputs: tuple[str, ...] = ()
     joins: bool = False
     plain: bool = False
+    norms_pools: bool = False
 
 
 class Joined(tuple[int, ...]):

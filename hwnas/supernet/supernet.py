@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwnas.errors import MissingChoiceError, UnsupportedSpaceError
 from hwnas.ops.blocks import build_op
 from hwnas.ops.wiring import Wired, feed
-from hwnas.space import Architecture, OpSignature, SearchSpace
+from hwnas.space import Architecture, LayerSpec, OpSignature, SearchSpace
 from hwnas.supernet.gates import Gates
 from hwnas.supernet.mixed_op import MixedOp, recomputed
 
@@ -38,7 +38,7 @@ class Supernet(nn.Module):
                     f"layer '{layer.name}' of space '{space.name}' depends on {len(layer.choices)} choices; "
                     "a supernet of separate candidates takes at most one a layer."
                 )
-            modules = [_plain(build_op(s), s) if layer.plain else build_op(s) for s in layer.signatures]
+            modules = [_searched(build_op(s), s, layer) for s in layer.signatures]
             self.layers[layer.name] = MixedOp(modules) if layer.choices else modules[0]
 
     def forward(self, x: Tensor, gates: Gates, *, checkpointed: bool = False) -> Tensor:
@@ -67,11 +67,11 @@ class Supernet(nn.Module):
         return feed(gated, x, self.space.wiring)
 
 
-def _plain(module: nn.Module, signature: OpSignature) -> nn.Module:
-    """The same with batch-norms that do not scale or shift, one of them behind pooling."""
-    if signature.op in ("avg_pool", "max_pool"):
+def _searched(module: nn.Module, signature: OpSignature, layer: LayerSpec) -> nn.Module:
+    """The operator as it is in a supernet."""
+    if layer.norms_pools and signature.op in ("avg_pool", "max_pool"):
         module = nn.Sequential(module, nn.BatchNorm2d(signature.out_shape[0]))
-    for norm in module.modules():
+    for norm in module.modules() if layer.plain else ():
         if isinstance(norm, nn.BatchNorm2d):
             norm.affine = False
             norm.register_parameter("weight", None)

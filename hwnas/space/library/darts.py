@@ -205,11 +205,8 @@ def gold_nas(
     """
 
     def branches(cell: int, kind: str, edge: int) -> list[Branch]:
-        names = [f"{edge_name(*EDGES[edge])}_{short}" for short in ("skip", "sep3")]
-        options = [(NONE, SHORT[name.rpartition("_")[2]]) for name in names]
-        return [
-            Branch(name, Choice(f"cell{cell}_{name}", some, (NONE,))) for name, some in zip(names, options, strict=True)
-        ]
+        names = {f"{edge_name(*EDGES[edge])}_{short}": SHORT[short] for short in ("skip", "sep3")}
+        return [Branch(name, Choice(f"cell{cell}_{name}", (NONE, some), (NONE,))) for name, some in names.items()]
 
     return _space(Skeleton("gold-nas", resolution, num_classes, channels, num_cells, stem_stride), branches, {})
 
@@ -222,9 +219,7 @@ def edge_name(source: int, target: int) -> str:
 def _robust(subspace: int, kind: str, edge: int) -> tuple[str, ...]:
     if subspace == 1:
         return tuple(SHORT[short] for short in S1[kind].split()[edge].split("+"))
-    return (("skip_connect", "sep_conv_3x3"), (NONE, "skip_connect", "sep_conv_3x3"), ("noise", "sep_conv_3x3"))[
-        subspace - 2
-    ]
+    return {2: ("skip_connect",), 3: (NONE, "skip_connect"), 4: ("noise",)}[subspace] + ("sep_conv_3x3",)
 
 
 def _shared(kind: str, edge: int, candidates: tuple[str, ...]) -> list[Branch]:
@@ -318,7 +313,8 @@ def _cell(
             for branch in branches(number):
                 operators = tuple(operator(option, _out(nodes[source]), stride) for option in branch.choice.options)
                 layer = f"{name}_{branch.layer}"
-                ends.append(LayerSpec(layer, operators, (branch.choice.name,), (nodes[source].name,), plain=True))
+                inputs = (nodes[source].name,)
+                ends.append(LayerSpec(layer, operators, (branch.choice.name,), inputs, plain=True, norms_pools=True))
         shape = _out(ends[0])
         same = OpSignature.create("skip", shape, channels)
         nodes.append(LayerSpec(f"{name}_node{target}", (same,), (), tuple(end.name for end in ends)))

@@ -104,7 +104,7 @@ def _cell(name: str, shape: Shape, inputs: tuple[str, ...]) -> list[LayerSpec]:
     for source, target in EDGES:
         into_source = tuple(f"{name}_{_edge_name(*edge)}" for edge in EDGES if edge[1] == source)
         choice = _edge_name(source, target)
-        layers.append(LayerSpec(f"{name}_{choice}", operators, (choice,), inputs=into_source or inputs))
+        layers.append(LayerSpec(f"{name}_{choice}", operators, (choice,), into_source or inputs, plain=True))
     return layers
 
 
