@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hwnas.console import console, say_error
-from hwnas.errors import ESCAPES
+from hwnas.errors import ESCAPES, UsageError
 from hwnas.space.library import create_space
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from hwnas.latency.table import LatencyTable
     from hwnas.space import SearchSpace
 
-SpaceName = Annotated[str, typer.Option("--space", help="Search space; see 'hwnas list spaces'.")]
+SpaceName = Annotated[
+    str, typer.Option("--space", help="Search space; see 'hwnas list spaces'. More of its options: NAME:channels=36.")
+]
 Resolution = Annotated[int | None, typer.Option(help="Height and width of the images; the space's own if not given.")]
 NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own number if not given.")]
 Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
@@ -42,9 +45,32 @@ def say(line: str) -> None:
 
 
 def built_space(name: str, resolution: int | None, num_classes: int | None, width: float | None) -> SearchSpace:
-    """The space that the options describe."""
+    """The space that the options describe; the name may bring more, as in ``darts-cell:channels=36,num_cells=20``."""
+    name, _, more = name.partition(":")
     given = {"resolution": resolution, "num_classes": num_classes, "width": width}
-    return create_space(name, **{key: value for key, value in given.items() if value is not None})
+    named, flags = numbers(more), {key: value for key, value in given.items() if value is not None}
+    for twice in named.keys() & flags.keys():
+        raise UsageError(f"{twice} is given twice, with the space and as an option. Give it once.")
+    return create_space(name, **named, **flags)
+
+
+def numbers(text: str) -> dict[str, float]:
+    """What ``NAME=NUMBER,NAME=NUMBER`` says.
+
+    Raises:
+        UsageError: It is something else, or names something twice.
+    """
+    found: dict[str, float] = {}
+    for each in filter(None, text.split(",")):
+        name, _, number = each.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name in found or not name.isidentifier() or not math.isfinite(value):
+            raise UsageError(f"'{each}' of '{text}' is not NAME=NUMBER, or is there twice. Write channels=36, say.")
+        found[name] = int(value) if value.is_integer() and "." not in number else value
+    return found
 
 
 def describe_model(space: SearchSpace, table: LatencyTable) -> None:

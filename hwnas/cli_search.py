@@ -23,6 +23,7 @@ from hwnas.cli_options import (
     built_space,
     compute,
     describe_model,
+    numbers,
     say,
 )
 from hwnas.console import Reporter, draw
@@ -41,6 +42,9 @@ Classes = Annotated[
     int | None,
     typer.Option("--classes", "--num-classes", help="Search on this many of the data set's classes, always the same."),
 ]
+Proxy = Annotated[
+    str, typer.Option(help="Options of the space in which the supernet differs, such as channels=16,num_cells=8.")
+]
 WeightsFrom = Annotated[Path | None, typer.Option(help="Run of this space whose supernet to start from.")]
 
 
@@ -54,6 +58,7 @@ def search(
     data: Data = "digits",
     epochs: Annotated[int | None, typer.Option(help="The recipe's own number if not given.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="The recipe's own if not given.")] = None,
+    proxy: Proxy = "",
     weights_from: WeightsFrom = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
@@ -81,8 +86,8 @@ def search(
             built, loaded, output, data=data, classes=classes, max_ms=max_ms, recipe=recipe,
             recipe_arguments=_parsed(settings or [], given), seed=seed,
             compute=compute(device, precision, accumulate, checkpoint_activations, False, workers),
-            weights_from=weights_from, resume=resume, other_device=other_device, checkpoint_seconds=checkpoint_seconds,
-            progress=reporter, say=say,
+            proxy=numbers(proxy), weights_from=weights_from, resume=resume, other_device=other_device,
+            checkpoint_seconds=checkpoint_seconds, progress=reporter, say=say,
         )  # fmt: skip
     if rounds:  # only on rank 0
         _conclude(built, rounds, output)

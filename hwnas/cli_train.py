@@ -32,6 +32,9 @@ WeightDecay = Annotated[float | None, typer.Option(help="The optimizer's own if 
 Ema = Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.9999; 0: off.")]
 Mixup = Annotated[float, typer.Option(help="Mixes pairs of images, such as 0.2; 0: off.")]
 RandAugment = Annotated[int, typer.Option("--randaugment", help="Magnitude, such as 9; 0: off.")]
+Cutout = Annotated[int, typer.Option(help="Side of a square cut out of every image, such as 16; 0: off.")]
+DropPath = Annotated[float, typer.Option(help="Probability in the end to drop an edge of a cell, such as 0.2; 0: off.")]
+Auxiliary = Annotated[float, typer.Option(help="Weight of a second classifier's loss, such as 0.4; 0: off.")]
 Teacher = Annotated[str, typer.Option(help="Network of torchvision to learn from: NAME, or NAME:FILE.pth.")]
 
 
@@ -47,6 +50,9 @@ def train(
     ema: Ema = 0.0,
     mixup: Mixup = 0.0,
     randaugment: RandAugment = 0,
+    cutout: Cutout = 0,
+    drop_path: DropPath = 0.0,
+    auxiliary: Auxiliary = 0.0,
     teacher: Teacher = "",
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -65,7 +71,8 @@ def train(
     folder = RunFolder.open(run)
     options = TrainingOptions(
         num_epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
-        label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, teacher=teacher,
+        label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, cutout=cutout,
+        drop_path=drop_path, auxiliary=auxiliary, teacher=teacher,
     )  # fmt: skip
     how = compute(device, precision, accumulate, checkpoint_activations, compile_, workers)
     with Reporter() as reporter:

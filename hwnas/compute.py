@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +98,18 @@ class Compute:
                 some_images.to(self.place, memory_format=self.memory_format, non_blocking=True),
                 some_labels.to(self.place, non_blocking=True),
             )
+
+    @contextlib.contextmanager
+    def seeded(self, *seed: int) -> Iterator[None]:
+        """Inside, what operators draw from the framework's own generators follows from the seed; outside they rest."""
+        place = self.place
+        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+            torch.default_generator.manual_seed(number)
+            if place.type == "cuda":
+                with torch.cuda.device(place):
+                    torch.cuda.manual_seed(number)
+            yield
 
     def check_parts(self, batch_size: int, num_ranks: int) -> None:
         """Checks that batch-norm has two images to normalise by, wherever a batch is cut.

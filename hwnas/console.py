@@ -127,10 +127,11 @@ def _short(value: float) -> str:
 
 def draw(space: SearchSpace, architecture: Architecture) -> str:
     """The network as text: one line a layer, a bar as wide as the layer's channels."""
-    operators = space.operators(architecture)
-    widest = max(op.out_shape[0] for op in operators)
+    operators, _ = space.network(architecture)
+    widest = max(op.out_shape[0] for op in operators.values())
     lines = []
-    for layer, op in zip(space.layers, operators, strict=True):
+    for layer in (layer for layer in space.layers if layer.name in operators):
+        op = operators[layer.name]
         bar = "█" * max(1, round(24 * op.out_shape[0] / widest)) if op.op != "skip" else "│"
         option = architecture[layer.choices[0]] if layer.choices else op.op
         shape = "x".join(map(str, op.out_shape))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import MissingPackageError, UsageError
+from hwnas.space import Joined
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +100,7 @@ def _exported(
 
 
 def join(models: Sequence[onnx.ModelProto], wiring: Wiring) -> onnx.ModelProto:
-    """One model that runs the given ones in order, each on the sum of the outputs that the wiring names."""
+    """One model that runs the given ones in order, each on the outputs that the wiring names, added up or joined."""
     import onnx
     from onnx.compose import add_prefix
 
@@ -112,8 +113,12 @@ def join(models: Sequence[onnx.ModelProto], wiring: Wiring) -> onnx.ModelProto:
         names[position] = OUTPUT if position == len(models) - 1 else f"border{position}"
         feeding = names[sources[0]]
         if len(sources) > 1:
-            feeding = f"sum{position}"
-            result.graph.node.append(onnx.helper.make_node("Sum", [names[s] for s in sources], [feeding]))
+            feeding, inputs = f"sum{position}", [names[s] for s in sources]
+            if isinstance(sources, Joined):
+                node = onnx.helper.make_node("Concat", inputs, [feeding], axis=1)
+            else:
+                node = onnx.helper.make_node("Sum", inputs, [feeding])
+            result.graph.node.append(node)
         _rename(part, {part.input[0].name: feeding, part.output[0].name: names[position]})
         result.graph.node.extend(part.node)
         result.graph.initializer.extend(part.initializer)

@@ -47,7 +47,7 @@ def saved_table(space: SearchSpace, folder: Path) -> LatencyTable:
     """Networks measured exactly ``OVERHEAD_MS`` off the sum: the fit must find slope 1 and that overhead."""
     environment = Environment("Test <chip>", "onnxruntime", "1.0", details={"governor": "performance"})
     entries = {s: Measurement(entry_ms(s), entry_ms(s), entry_ms(s), 0.01, 100) for s in space.signatures()}
-    networks = [(a, OVERHEAD_MS + sum(map(entry_ms, space.operators(a)))) for a in space.distinct(6, seed=1)]
+    networks = [(a, OVERHEAD_MS + sum(map(entry_ms, space.network(a)[0].values()))) for a in space.distinct(6, seed=1)]
     calibrations = {space.fingerprint: calibration_record(space, networks)}
     return LatencyTable(environment, entries, calibrations, {"date": "today"}).save(folder / "table.csv")
 

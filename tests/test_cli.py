@@ -81,7 +81,7 @@ def test_onnxruntime_missing(hwnas: Run, small: list[str], tmp_path: Path, monke
 
 
 def test_unknown_space(hwnas: Run, table: Path, tmp_path: Path) -> None:
-    parts = ("unknown space 'tiny-mbcov'", "available: fbnet, ", "Did you mean 'tiny-mbconv'?")
+    parts = ("unknown space 'tiny-mbcov'", "available: darts-cell, fbnet, ", "Did you mean 'tiny-mbconv'?")
     hwnas("profile", "--space", "tiny-mbcov", "--output", tmp_path / "t.csv").failed(2, *parts)
     hwnas("search", "--space", "tiny-mbcov", "--table", table, "--output", tmp_path / "run").failed(2, *parts)
     hwnas("table", "check", table, "--space", "tiny-mbcov").failed(2, *parts)

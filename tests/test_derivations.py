@@ -17,7 +17,7 @@ from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import LatencyModel
-from hwnas.search.derivations import Argmax, Evolution, MostProbableWithinBudget, SampleAndScore
+from hwnas.search.derivations import Argmax, Evolution, MostProbableWithinBudget, SampleAndScore, StrongestEdges
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import BandSampler, log_probabilities
 from hwnas.space import Architecture, Choice, LayerSpec, OpSignature, SearchSpace, create_space, macs
@@ -67,6 +67,7 @@ MODELS = {
     "depth": depth_model(),
     "tiny-mbconv": analytic_model(create_space("tiny-mbconv")),
     "nas-bench-macro": analytic_model(create_space("nas-bench-macro")),
+    "darts-cell": analytic_model(create_space("darts-cell", channels=4, num_cells=3, resolution=16)),
 }
 
 
@@ -125,8 +126,16 @@ SMALL_EVOLUTION = Evolution(population=8, generations=3, num_parents=3, num_muta
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "derivation",
-    [Argmax(), MostProbableWithinBudget(), SampleAndScore(10), SMALL_EVOLUTION, replace(SMALL_EVOLUTION, floor=0.9)],
-    ids=["argmax", "most probable", "samples", "evolution", "evolution with a floor"],
+    [
+        Argmax(),
+        MostProbableWithinBudget(),
+        StrongestEdges(),
+        StrongestEdges(floor=0.9),
+        SampleAndScore(10),
+        SMALL_EVOLUTION,
+        replace(SMALL_EVOLUTION, floor=0.9),
+    ],
+    ids=["argmax", "most probable", "edges", "edges with a floor", "samples", "evolution", "evolution with a floor"],
 )
 def test_contract(derivation: Derivation, name: str) -> None:
     check_derivation(derivation, MODELS[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hwnas.errors import InfeasibleBudgetError, MissingChoiceError, MissingSignatureError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms, solve
 from hwnas.latency.calibration import Affine, PredictionError, calibration_record, held_out
+from hwnas.latency.kernels import Entries
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.space import Choice, LayerSpec, OpSignature, SearchSpace, create_space, macs
@@ -218,3 +220,23 @@ def test_a_table_as_a_data_frame() -> None:
     assert frame.groupby("op")["ms"].mean()["skip"] == pytest.approx(
         analytic_ms(OpSignature.parse("skip s1 8x4x4 -> 8x4x4"))
     )
+
+
+def test_layers_that_never_differ_are_one_column_and_nothing_changes() -> None:
+    space = create_space("nas-bench-201", resolution=16, num_cells=3, width=0.25)
+    rng = np.random.default_rng(0)
+    networks = [space.indices(a) for a in space.distinct(30, seed=0)]
+    model = LatencyModel.from_table(space, toy_table(space))
+    measured = model.exact_ms_many(networks) * rng.normal(1.5, 0.03, 30)
+    # Entries that differ in the last bit keep their layers apart.
+    apart = replace(model, layer_ms=tuple(ms * (1 + 1e-15 * k) for k, ms in enumerate(model.layer_ms, start=1)))
+    one, other = Entries(space, model.layer_ms), Entries(space, apart.layer_ms)
+    assert one.counts(np.array(networks)).shape[1] < other.counts(np.array(networks)).shape[1] / 2.5
+    # The covariance of the networks is the same, kernel by kernel: a sum of layers has the covariance of its terms.
+    for merged, single in zip(one.kernels, other.kernels, strict=True):
+        few, many = (entries.counts(np.array(networks)) for entries in (one, other))
+        np.testing.assert_allclose(few @ merged @ few.T, many @ single @ many.T, rtol=1e-9)
+    found, expected = (each.calibrate(networks, measured) for each in (model, apart))
+    unseen = [space.indices(a) for a in space.distinct(20, seed=1)]
+    np.testing.assert_allclose(found.exact_ms_many(unseen), expected.exact_ms_many(unseen), rtol=1e-3)
+    assert np.array_equal(found.layer_ms[1], found.layer_ms[7])  # edge 0 to 1 of the first two cells

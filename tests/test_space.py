@@ -23,6 +23,7 @@ from hwnas.space import (
     SPACES,
     Architecture,
     Choice,
+    Joined,
     LayerSpec,
     OpSignature,
     SearchSpace,
@@ -39,7 +40,7 @@ SHARED = Path(os.environ.get("HWNAS_SHARED_DATA", Path(__file__).parents[2] / "s
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_is_consistent(name: str) -> None:
     space = create_space(name)
-    assert space.size == _product(space.num_options)
+    assert (space.size == _product(space.num_options)) == (not space.nodes)
     for seed in range(5):
         architecture = space.random(random.Random(seed))
         assert space.architecture(dict(architecture.options)) == architecture
@@ -47,19 +48,26 @@ def test_every_space_is_consistent(name: str) -> None:
         assert operators[0].in_shape == space.input_shape
         assert operators[-1].out_shape == (space.num_classes, 1, 1)
         for operator, sources in zip(operators, space.wiring, strict=True):
-            assert all(operator.in_shape == (operators[i].out_shape if i >= 0 else space.input_shape) for i in sources)
+            given = [operators[i].out_shape if i >= 0 else space.input_shape for i in sources]
+            if isinstance(sources, Joined):
+                given = [(sum(shape[0] for shape in given), *given[0][1:])]
+            assert all(operator.in_shape == shape for shape in given)
 
+
+NARROW: dict[str, dict[str, float]] = {
+    "tiny-mbconv": {"resolution": 32, "width": 0.25},
+    "proxylessnas": {"resolution": 33, "width": 0.25},
+    "fbnet": {"resolution": 32, "width": 0.25},
+    "nas-bench-macro": {"resolution": 16, "width": 0.25},
+    "nas-bench-201": {"resolution": 17, "width": 0.25},
+    "darts-cell": {"resolution": 17, "channels": 5, "num_cells": 3},
+    "robust-darts": {"resolution": 16, "channels": 4, "num_cells": 3, "subspace": 4},
+}
 
 ONE_OF_EACH = {
     (s.op, s.attributes, s.in_shape == s.out_shape): s
-    for name, resolution in (
-        ("tiny-mbconv", 32),
-        ("proxylessnas", 33),
-        ("fbnet", 32),
-        ("nas-bench-macro", 16),
-        ("nas-bench-201", 17),
-    )
-    for s in create_space(name, resolution=resolution, width=0.25).signatures()
+    for name, options in NARROW.items()
+    for s in create_space(name, **options).signatures()
 }
 """Every kind of operator of every space once, at odd sizes too."""
 

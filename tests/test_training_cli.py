@@ -15,7 +15,7 @@ def test_every_option_arrives(hwnas: Any, run: Path, noise: str, tmp_path: Path)
     torch.save(models.mobilenet_v3_small(num_classes=10).state_dict(), tmp_path / "teacher.pth")
     options = {
         "epochs": 1, "batch_size": 32, "optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.001,
-        "label_smoothing": 0.2, "ema": 0.9, "mixup": 0.3, "randaugment": 4,
+        "label_smoothing": 0.2, "ema": 0.9, "mixup": 0.3, "randaugment": 4, "cutout": 3,
         "teacher": f"mobilenet_v3_small:{tmp_path}/teacher.pth",
     }  # fmt: skip
     compute = {"device": "cpu", "precision": "bf16", "accumulate": 2, "workers": 0}
@@ -34,6 +34,8 @@ def test_every_option_arrives(hwnas: Any, run: Path, noise: str, tmp_path: Path)
     [
         (["--optimizer", "lamb"], "unknown optimizer 'lamb'; available: adamw, rmsprop, sgd"),
         (["--teacher", "resnet0"], "unknown teacher 'resnet0'"),
+        (["--auxiliary", 0.4], "has no place for a second head"),
+        (["--drop-path", 0.2], "no edges are added up"),
         (["--device", "tpu"], "device 'tpu' is unknown"),
         (["--accumulate", 64], "Use --batch-size 128 or more"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwnas.documents import Derivation, Layer, Training, Verification
-from hwnas.errors import HwnasError
+from hwnas.errors import ArchitectureError, HwnasError
 from hwnas.latency.calibration import measured_networks
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import STATISTIC
@@ -15,7 +15,8 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import read_log
 from hwnas.run import RunFolder, origin
-from hwnas.space import OpSignature, SearchSpace
+from hwnas.space import Architecture, OpSignature, SearchSpace
+from hwnas.space.genotype import Genotype, kept_edges
 
 from ..verification import TOLERANCE
 from .candidates import candidates
@@ -54,6 +55,7 @@ def collect(run: RunFolder) -> Document:
             "notes": notes,
             **results,
             "layers": _layers(derivation, space, verification),
+            "cells": _cells(space.architecture(chosen["architecture"])),
             "candidates": candidates(space, model, derivation, read_scores(run)),
             "prediction": {**derivation["prediction"], "networks": measured},
             "input_shape": list(space.input_shape),
@@ -156,9 +158,31 @@ def _layers(derivation: Derivation, space: SearchSpace, verification: Verificati
     """Every layer, with what the exported file took in it where the runtime tells."""
     measured = {each["name"]: each["measured_ms"] for each in verification["layers"]} if verification else {}
     return [
-        {**_layer(layer), "inputs": list(inputs), "measured_ms": measured.get(layer["name"])}
-        for layer, inputs in zip(derivation["layers"], space.wiring, strict=True)
+        {**_layer(layer), "inputs": list(inputs), "measured_ms": measured.get(layer["name"]), "part": part}
+        for layer, inputs, part in zip(derivation["layers"], space.wiring, _parts(space), strict=True)
     ]
+
+
+def _parts(space: SearchSpace) -> list[str]:
+    """Of every layer the cell that it is in, or else its own name."""
+    parts, cell = list[str](), ""
+    for layer in reversed(space.layers):
+        cell = layer.name if layer.joins else cell if layer.inputs else ""
+        parts.append(cell or layer.name)
+    return parts[::-1]
+
+
+def _cells(architecture: Architecture) -> Document | None:
+    """The edges of every kind of cell, and the cells as they are printed elsewhere; None without cells."""
+    kinds = kept_edges(architecture)
+    if not kinds:
+        return None
+    names = ("source", "target", "option")
+    edges = {kind: [dict(zip(names, edge, strict=True)) for edge in some] for kind, some in kinds.items()}
+    try:
+        return {"edges": edges, "genotype": str(Genotype.of(architecture))}
+    except ArchitectureError:  # nodes with other than two edges
+        return {"edges": edges, "genotype": None}
 
 
 def _layer(layer: Layer) -> Document:

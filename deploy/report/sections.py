@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hwnas.space import NONE
+
 from .candidates import candidates_section
+from .cells import cell, genotype
 from .charts import Series, scatter
 from .figures import Bar, bars, chain
 from .learning import probabilities_section, search_section, training_section
@@ -64,13 +69,11 @@ def _derivation(report: Document) -> Markup:
 
 
 def _network(report: Document) -> Markup:
-    layers, overhead = report["layers"], report["overhead_ms"]
+    overhead = report["overhead_ms"]
+    layers = [each for each in report["layers"] if each["op"] != NONE or each["predicted_ms"]]
     shares = [*(layer["predicted_ms"] for layer in layers), overhead]
     places = min(4, decimals(max(map(abs, shares))))
-    rows = [
-        Bar(layer["name"], layer["predicted_ms"], "c" if layer["skipped"] else "a", layer["measured_ms"])
-        for layer in layers
-    ]
+    rows = [_bar([*some]) for _, some in itertools.groupby(layers, lambda layer: layer["part"])]
     rows.append(Bar("overhead", overhead))
     total = f"Predicted shares; they add up to {ms(sum(shares), places)}. "
     sign = (
@@ -78,7 +81,7 @@ def _network(report: Document) -> Markup:
         if overhead < 0
         else "The overhead is what a network costs beyond its blocks."
     )
-    drawn = figure(chain(layers, report["input_shape"]), "Architecture", _key(layers))
+    drawn = _cells(report["cells"]) if report["cells"] else _chain(report)
     timed = figure(
         bars(rows, label="Predicted latency by layer", places=places),
         "Latency by layer",
@@ -88,6 +91,25 @@ def _network(report: Document) -> Markup:
     )
     pair = tag("div", drawn, timed, class_="columns")
     return section("Network", "", pair, _layer_table(layers, places))
+
+
+def _bar(layers: Sequence[Document]) -> Bar:
+    """The bar of a layer, or of a cell's layers together."""
+    told = [layer["measured_ms"] for layer in layers if layer["measured_ms"] is not None]
+    tone = "c" if all(layer["skipped"] for layer in layers) else "a"
+    predicted = math.fsum(layer["predicted_ms"] for layer in layers)
+    return Bar(layers[0]["part"], predicted, tone, math.fsum(told) if told else None)
+
+
+def _chain(report: Document) -> Markup:
+    return figure(chain(report["layers"], report["input_shape"]), "Architecture", _key(report["layers"]))
+
+
+def _cells(cells: Document) -> Markup:
+    """A drawing of every kind of cell, and how others print them."""
+    key = "A line down is a node; what enters it is added up. Stronger colour: larger kernel. Dashed: skip or noise."
+    drawn = [figure(cell(kind, edges), f"The {kind} cell", key) for kind, edges in cells["edges"].items()]
+    return tag("div", *drawn, *([genotype(cells["genotype"])] if cells["genotype"] else []))
 
 
 def _measured_layers(layers: Sequence[Document], places: int) -> list[str]:

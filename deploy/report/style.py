@@ -76,6 +76,7 @@ svg text { fill: var(--ink); font-size: 12px; } svg .tick, svg .name { fill: var
 .flow { stroke: var(--muted); stroke-width: 1.5; } .residual { stroke: var(--muted); }
 .box { fill: var(--a); stroke: var(--a); } .k1, .k2 { fill-opacity: 0.08; } .k3, .k4 { fill-opacity: 0.18; }
 .k5, .k6 { fill-opacity: 0.32; } .k7 { fill-opacity: 0.48; }
+.page { fill: var(--page); }
 .skipped { stroke: var(--muted); stroke-dasharray: 4 4; }
 .skipped + text { fill: var(--muted); stroke: var(--page); stroke-width: 6px; paint-order: stroke; }
 .todo { margin-top: 20px; } .todo p { margin-bottom: 8px; }

@@ -55,6 +55,56 @@ class RandAugment:
         return result
 
 
+@dataclass(frozen=True)
+class Cutout:
+    """Cuts a square out of every image, around a random pixel; what lies beyond the border is lost.
+
+    Args:
+        size: Side of the square, in pixels; at least 1.
+        colour: Red, green and blue of what is left there, from 0 to 1; the data's mean is 0 once normalised.
+
+    Raises:
+        UsageError: The size is below 1.
+
+    Source:
+        DeVries and Taylor, arXiv 1708.04552, section 3. Differs: the mean is rounded to 8 bits.
+    """
+
+    size: int
+    colour: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"a square of {self.size} pixels cannot be cut out. Use for example 16.")
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """The image with the square: uint8, the same shape."""
+        image = image.clone()
+        spans = []
+        for length in image.shape[1:]:
+            start = int(torch.randint(length, (), generator=generator)) - self.size // 2
+            spans.append(slice(max(0, start), max(0, start + self.size)))
+        image[:, spans[0], spans[1]] = (255 * torch.tensor(self.colour)).round().to(torch.uint8).view(3, 1, 1)
+        return image
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Augmentations one after the other, with one generator.
+
+    Args:
+        operations: In order.
+    """
+
+    operations: tuple[Augmentation, ...]
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """The image after all of them."""
+        for operation in self.operations:
+            image = operation(image, generator)
+        return image
+
+
 def randaugment(*, num_ops: int = 2, magnitude: int = 9) -> Augmentation:
     """RandAugment, for ``BatchStream(..., extra=randaugment())``.
 

@@ -47,6 +47,7 @@ class Config(TypedDict):
     seed: Annotated[int, Within(0, 2**64)]
     other_device: bool
     classes: Count | None
+    proxy: NotRequired[dict[str, float]]
     weights_from: NotRequired[str | None]
     images: NotRequired[str]
     resolved: NotRequired[str]

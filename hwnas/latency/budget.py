@@ -15,6 +15,7 @@ from scipy.sparse import lil_matrix
 from hwnas.errors import InfeasibleBudgetError, UsageError
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import LatencyModel
+from hwnas.space import NONE
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class _Programme:
     """Columns: the options of every choice, then the combinations of every factor over several choices."""
 
     def __init__(self, model: LatencyModel) -> None:
+        self.space = model.space
         self.options = model.space.num_options
         self.starts = np.concatenate([[0], np.cumsum(self.options)]).astype(int)
         self.joint = [factor for factor in model.factors if len(factor.choices) > 1]
@@ -148,13 +150,19 @@ class _Programme:
         return flat
 
     def structure(self) -> list[LinearConstraint]:
-        """One option a choice; a combination is on exactly when all of its options are."""
+        """One option a choice, so many edges a node; a combination is on exactly when all of its options are."""
         rows: list[tuple[Any, float]] = []
-        matrix = lil_matrix((len(self.options) + sum(sum(f.ms.shape) for f in self.joint), self.size))
+        num_rows = len(self.options) + len(self.space.nodes) + sum(sum(f.ms.shape) for f in self.joint)
+        matrix = lil_matrix((num_rows, self.size))
         for choice in range(len(self.options)):
             matrix[choice, self.columns(choice)] = 1
             rows.append((choice, 1.0))
-        row, column = len(self.options), int(self.starts[-1])
+        for node in self.space.nodes:
+            for name in node.choices:
+                choice = self.space.choice_names.index(name)
+                matrix[len(rows), self.starts[choice] + self.space.choice(name).options.index(NONE)] = 1
+            rows.append((len(rows), float(len(node.choices) - node.kept)))
+        row, column = len(rows), int(self.starts[-1])
         for factor in self.joint:
             positions = np.indices(factor.ms.shape).reshape(len(factor.choices), -1)
             for axis, choice in enumerate(factor.choices):

@@ -43,7 +43,8 @@ class Item:
     @classmethod
     def network(cls, space: SearchSpace, architecture: Architecture) -> Item:
         """A whole network."""
-        return cls(architecture.id, space.operators(architecture), space.wiring)
+        layers, wiring = space.network(architecture)
+        return cls(architecture.id, tuple(layers.values()), wiring)
 
     @property
     def input_shape(self) -> Shape:

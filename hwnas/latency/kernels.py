@@ -22,7 +22,7 @@ OCTAVES = 3.0
 
 @dataclass(frozen=True)
 class Entries:
-    """Every operator of every layer, as columns of a regression.
+    """Every operator of every layer, as columns of a regression; of layers that never differ one stands for all.
 
     Args:
         space: Their space.
@@ -32,11 +32,34 @@ class Entries:
     space: SearchSpace
     layer_ms: Sequence[Array]
 
+    @cached_property
+    def alike(self) -> dict[Hashable, list[int]]:
+        """Positions of layers that depend on the same choices, with the same operators and entries."""
+        found: dict[Hashable, list[int]] = {}
+        for position, (layer, ms) in enumerate(zip(self.space.layers, self.layer_ms, strict=True)):
+            found.setdefault((layer.choices, layer.signatures, ms.tobytes()), []).append(position)
+        return found
+
+    def each_layer(self, columns: Array) -> list[Array]:
+        """A value a column, given to the layers that it stands for in equal parts: one array a layer."""
+        layers: list[Array] = [columns[:0]] * len(self.space.layers)
+        start = 0
+        for positions in self.alike.values():
+            size = len(self.layer_ms[positions[0]])
+            for position in positions:
+                layers[position] = columns[start : start + size] / len(positions)
+            start += size
+        return layers
+
     def counts(self, indices: np.ndarray[Any, Any]) -> Array:
-        """Which operators each network, given by its option indices, runs: ones and zeros, networks first."""
+        """Which operators each network, given by its option indices, runs: ones and zeros, networks first.
+
+        A column of several layers counts one, too: it is their sum that the regression finds.
+        """
         chosen = dict(zip(self.space.choice_names, indices.T, strict=True))
         parts = []
-        for layer in self.space.layers:
+        for positions in self.alike.values():
+            layer = self.space.layers[positions[0]]
             rows = np.zeros(len(indices), dtype=np.intp)
             for name in layer.choices:
                 rows = rows * len(self.space.choice(name).options) + chosen[name]
@@ -51,13 +74,16 @@ class Entries:
         signature, in whatever layer; each in its layer. With a table, as multiples of its entries: those of a
         kind; those of a signature. A kind is the operator with its attributes, except whether it adds a residual.
         """
-        signatures = [s for layer in self.space.layers for s in layer.signatures]
+        first = [(positions[0], len(positions)) for positions in self.alike.values()]
+        signatures = [s for position, _ in first for s in self.space.layers[position].signatures]
+        times = np.concatenate([np.full(len(self.layer_ms[position]), float(count)) for position, count in first])
         cost = np.log2(1 + np.array([_costs(s) for s in signatures], dtype=np.float64))
         kind = _equal([(s.op, tuple(a for a in s.attributes if a[0] != "r")) for s in signatures])
         same = _equal(signatures)
-        kernels = [kind, _close(cost, OCTAVES), same, np.eye(len(same))]
-        ms = np.concatenate(self.layer_ms)
-        table = np.outer(ms, ms)
+        pairs = np.outer(times, times)  # covariance of two sums of so many
+        kernels = [pairs * kind, pairs * _close(cost, OCTAVES), pairs * same, np.diag(times)]
+        ms = np.concatenate([self.layer_ms[position] for position, _ in first])
+        table = pairs * np.outer(ms, ms)
         return [*kernels, table * kind, table * same] if ms.any() else kernels
 
 

@@ -15,7 +15,7 @@ from hwnas.latency.calibration import POOR_MAPE, Affine, Array, PredictionError,
 from hwnas.latency.kernels import Entries
 from hwnas.latency.posterior import regress
 from hwnas.latency.table import LatencyTable
-from hwnas.space import Architecture, SearchSpace, macs
+from hwnas.space import NONE, Architecture, OpSignature, SearchSpace, macs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class LatencyModel:
             MissingSignatureError: The table lacks operators of the space.
         """
         table.require(space)
-        layers = tuple(np.asarray([table.entries[s].ms for s in layer.signatures]) for layer in space.layers)
+        layers = tuple(np.asarray([_entry_ms(s, table) for s in layer.signatures]) for layer in space.layers)
         record = table.calibrations.get(space.fingerprint)
         plain = cls(space, layers)
         return plain.calibrate(*measured_networks(record)) if record else plain
@@ -127,8 +127,7 @@ class LatencyModel:
         known = self.overhead_ms if self._knows else 0.0
         base = self.exact_ms_many(indices) if self._knows else np.zeros(len(measured))
         found = regress(entries.counts(indices), base, measured, entries.kernels)
-        ends = np.cumsum([len(ms) for ms in self.layer_ms])[:-1]
-        corrections = np.split(found.weights_ms, ends)
+        corrections = entries.each_layer(found.weights_ms)
         layers = [found.slope * ms + more for ms, more in zip(self.layer_ms, corrections, strict=True)]
         moved = [float(min(layer.min(), 0.0) if self._knows else layer.min()) for layer in layers]
         overhead = found.overhead_ms + found.slope * known + math.fsum(moved)
@@ -257,6 +256,11 @@ class LatencyModel:
     def _macs(self) -> LatencyModel:
         layers = [np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers]
         return LatencyModel(self.space, tuple(layers))
+
+
+def _entry_ms(signature: OpSignature, table: LatencyTable) -> float:
+    """What a layer adds to a network, from which edges of ``none`` are left out."""
+    return 0.0 if signature.op == NONE else table.entries[signature].ms
 
 
 def _array(values: Any) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import UnknownNameError
+from hwnas.ops.cells import FactorizedReduce, Noise, Zero, sep_conv, separable
 from hwnas.space import OpSignature
 from hwnas.space.cost import expanded_channels, expands
 
@@ -51,13 +52,6 @@ def conv_norm(
     if activation != "none":
         parts["act"] = ACTIVATIONS[activation](inplace=True)
     return nn.Sequential(parts)
-
-
-class Zero(nn.Module):
-    """Zeros of the input's shape, computed from it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 0.0
 
 
 class ChannelShuffle(nn.Module):
@@ -140,13 +134,18 @@ def _classifier(signature: OpSignature) -> nn.Module:
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 OPERATORS: dict[str, Callable[[OpSignature], nn.Module]] = {
-    "avg_pool": lambda s: nn.AvgPool2d(s.attribute("k"), 1, s.attribute("k") // 2, count_include_pad=False),
+    "avg_pool": lambda s: nn.AvgPool2d(s.attribute("k"), s.stride, s.attribute("k") // 2, count_include_pad=False),
     "classifier": _classifier,
     "conv": _conv,
+    "dil_conv": lambda s: nn.Sequential(*separable(s, dilation=2)),
+    "factorized_reduce": FactorizedReduce,
+    "max_pool": lambda s: nn.MaxPool2d(s.attribute("k"), s.stride, s.attribute("k") // 2),
     "mbconv": _mbconv,
-    "none": lambda s: Zero(),
-    "relu_conv": lambda s: _relu_conv(s.in_shape[0], s.out_shape[0], s.attribute("k")),
+    "noise": lambda s: Noise(s.stride),
+    "none": lambda s: Zero(s.stride),
+    "relu_conv": lambda s: _relu_conv(s.in_shape[0], s.out_shape[0], s.attribute("k"), stride=s.stride),
     "resblock": lambda s: ReductionBlock(s.in_shape[0], s.out_shape[0]),
+    "sep_conv": sep_conv,
     "skip": _skip,
 }
 """Operator families; a new one is a builder here and a cost formula in ``hwnas.space.cost``."""

@@ -1,17 +1,19 @@
-"""Operators that feed one another: a chain, or any graph whose nodes add up."""
+"""Operators that feed one another: a chain, or any graph whose nodes add up or join."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from hwnas.space import Wiring, chained
+from hwnas.space import Joined, Wiring, chained
 
 
 class Wired(nn.Sequential):
-    """Modules run in order, each on the sum of the outputs that its wiring names.
+    """Modules run in order, each on the outputs that its wiring names, added up or joined.
 
     Args:
         *modules: As for ``nn.Sequential``.
@@ -32,11 +34,11 @@ def feed(modules: Iterable[Callable[[Tensor], Tensor]], x: Tensor, wiring: Wirin
     last_use = {source: position for position, sources in enumerate(wiring) for source in sources}
     outputs = {-1: x}
     for position, (module, sources) in enumerate(zip(modules, wiring, strict=True)):
-        first, *others = (outputs[source] for source in sources)
-        for other in others:
-            first = first + other
+        parts = [outputs[source] for source in sources]
+        whole = torch.cat(parts, 1) if isinstance(sources, Joined) else functools.reduce(torch.add, parts)
+        del parts
         for source in sources:
             if last_use[source] == position:
                 outputs.pop(source, None)
-        outputs[position] = module(first)
+        outputs[position] = module(whole)
     return outputs[len(wiring) - 1]

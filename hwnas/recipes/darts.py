@@ -7,7 +7,7 @@ from functools import partial
 from torch.optim import SGD, Adam
 
 from hwnas.errors import UsageError
-from hwnas.search.derivations import MostProbableWithinBudget
+from hwnas.search.derivations import StrongestEdges
 from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import hard_limit
@@ -17,7 +17,7 @@ from hwnas.search.schemes import Alternating
 
 
 def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, order: int = 1) -> Recipe:
-    """Differentiable architecture search, DARTS, on a chain of blocks.
+    """Differentiable architecture search, DARTS, on cells or on a chain of blocks.
 
     Args:
         num_epochs: Passes over the weights' images.
@@ -30,8 +30,8 @@ def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, 
         Appendix A.1 and released code: 50 epochs, batch 64, half of the images for each, SGD 0.025 to 0.001 (cosine),
         momentum 0.9, decay 3e-4, clip 5, Adam 3e-4 with betas (0.5, 0.999) and decay 1e-3, logits of deviation 1e-3,
         architecture before weights.
-        Differs: latency is held to the limit; the rule of two inputs a node has no meaning in a chain; blocks keep
-        their affine batch-norm; the learning rate falls every step instead of every epoch.
+        Differs: latency is held to the limit; the blocks of a chain keep their affine batch-norm; the learning rate
+        falls every step instead of every epoch.
     """
     if order not in (1, 2):
         raise UsageError(f"recipe 'darts' has no order {order}; it takes 1 or 2.")
@@ -40,7 +40,7 @@ def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, 
         relaxation=Softmax(),
         scheme=Alternating(arch_first=True, gradient=FirstOrder() if order == 1 else Unrolled()),
         regularizers=(hard_limit(arch_lr),),
-        derivation=MostProbableWithinBudget(),
+        derivation=StrongestEdges(floor=0.98),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.025, 0.001),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

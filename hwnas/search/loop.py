@@ -22,8 +22,10 @@ from hwnas.errors import DataError, NumericsError, UsageError
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
+from hwnas.search.candidates import Narrowed
 from hwnas.search.checkpoints import Checkpoints
 from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
+from hwnas.search.nodes import among_networks
 from hwnas.search.protocols import SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, mean_entropy
@@ -205,7 +207,7 @@ def _steps(
             state.generator.manual_seed(_step_seed(seed, state.step))
             progress, batch = state.step / total, next(weight_batches)
             step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
-            with peaks:
+            with peaks, compute.seeded(seed, state.step, rank()):
                 figures = recipe.scheme(step)
             yield total, figures
 
@@ -228,7 +230,7 @@ def _initial_state(
     space, generator = budget.model.space, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        supernet = Supernet(space)
+        supernet = Supernet(recipe.searched(space))
     if weights is not None:
         supernet.load_state_dict(weights)
     compute.move(supernet.train())
@@ -246,8 +248,8 @@ def _initial_state(
 
 
 def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
-    probabilities = recipe.relaxation.probabilities
-    return {name: probabilities(logit.detach(), progress=progress) for name, logit in state.logits.items()}
+    logits = {name: logit.detach() for name, logit in state.logits.items()}
+    return Narrowed(recipe.relaxation, state.supernet.space.candidates).probabilities(logits, progress=progress)
 
 
 def _logged(
@@ -266,7 +268,7 @@ def _logged(
     if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
         return figures
     probabilities = _probabilities(state, recipe, progress=state.step / total)
-    expected_ms = float(budget.model.expected_ms(probabilities))
+    expected_ms = float(budget.model.expected_ms(among_networks(budget.model.space, probabilities)))
     figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:
         figures["multiplier"] = state.scalars[MULTIPLIER]

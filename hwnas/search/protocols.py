@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Progress, no_progress
+from hwnas.search.nodes import among_networks
 from hwnas.space import Architecture
 from hwnas.supernet.gates import Gates, weights_of
 from hwnas.supernet.supernet import Supernet
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from hwnas.search.recipe import Recipe
     from hwnas.search.step import SearchStep
 
-Logits = Mapping[str, nn.Parameter]
+Logits = Mapping[str, Tensor]
 """Choice name -> architecture logits of shape ``(num_options,)``, on the CPU."""
 
 Batch = tuple[Tensor, Tensor]
@@ -103,18 +104,22 @@ class Context:
 
     @cached_property
     def expected_ms(self) -> Tensor:
-        """Expected latency under the probabilities."""
-        return self.budget.model.expected_ms(self.probabilities)
+        """Expected latency of the networks that the probabilities favour."""
+        return self._ms(self.probabilities)
 
     @cached_property
     def drawn_ms(self) -> Tensor:
         """Expected latency whose gradient moves the logits in this step."""
-        return self.budget.model.expected_ms(self.drawn)
+        return self._ms(self.drawn)
 
     @cached_property
     def sampled_ms(self) -> Tensor:
         """Latency under the weights of the gates themselves."""
-        return self.budget.model.expected_ms(weights_of(self.gates))
+        return self._ms(weights_of(self.gates))
+
+    def _ms(self, weights: Mapping[str, Tensor]) -> Tensor:
+        model = self.budget.model
+        return model.expected_ms(among_networks(model.space, weights))
 
 
 class Regularizer(Protocol):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from hwnas.errors import UsageError
 from hwnas.search.protocols import Derivation, Regularizer, Relaxation, UpdateScheme
 from hwnas.search.schedules import Scalar
+from hwnas.space import SearchSpace, create_space
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -37,6 +38,8 @@ class Recipe:
         label_smoothing: Of the weight loss only.
         grad_clip: Largest norm of the weights' gradient; infinite for none.
         logit_std: Standard deviation of the logits at the start.
+        proxy: Options of the space in which the supernet differs from the networks that are derived, such as its
+            number of cells.
 
     Raises:
         UsageError: A number is out of range, or a part would have no effect beside the others.
@@ -58,6 +61,7 @@ class Recipe:
     label_smoothing: float = 0.0
     grad_clip: float = 5.0
     logit_std: float = 1e-3
+    proxy: Mapping[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.batch_size < 2:
@@ -87,6 +91,23 @@ class Recipe:
     def resolved(self) -> str:
         """Every part and number as text, the same in every process."""
         return re.sub(r" at 0x[0-9a-f]+", "", repr(self))  # where functions and objects lie in memory
+
+    def searched(self, space: SearchSpace) -> SearchSpace:
+        """The space of the supernet: the one whose networks are derived, or its proxy.
+
+        Raises:
+            UsageError: They have not the same choices, images and classes, or the space takes no such option.
+        """
+        if not self.proxy:
+            return space
+        proxy = create_space(space.name, **{**space.options, **self.proxy})
+        alike = [(each.choices, each.nodes, each.input_shape, each.num_classes) for each in (space, proxy)]
+        if alike[0] != alike[1]:
+            raise UsageError(
+                f"space '{space.name}' with {dict(self.proxy)} has other choices, images or classes; a proxy may "
+                "differ in channels, and in the number of cells that share their choices. Leave the others out."
+            )
+        return proxy
 
     @property
     def of_weights(self) -> Relaxation:

@@ -36,7 +36,7 @@ class PredictedPeak:
         weight_step_bytes: What a weight step needs beyond these at its peak, for activations and, in their place
             as the backward pass proceeds, gradients; 0 if there is no such step.
         arch_step_bytes: The same of an architecture step. Where one pass serves both it counts as a weight step.
-        path: The architecture of most activations, which the steps were rehearsed with.
+        path: The options of most activations, which the steps were rehearsed with; no network of a space with nodes.
     """
 
     weights_bytes: int
@@ -81,7 +81,7 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
     planned = Planned.of(compute)
     size = recipe.batch_size // world_size()
     with alone(), Shapes() as storages:
-        state = _state(space, recipe, planned)
+        state = _state(recipe.searched(space), recipe, planned)
         weights_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.supernet.state_dict().values())
         before = storages.live_bytes
         fill(state.weight_optimizer)
@@ -93,7 +93,7 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
         storages.restart()
         step = _Rehearsal(state, recipe, budget, planned, 1.0, batch, lambda: batch, storages, order, peaks)
         recipe.scheme(step)
-    path = space.architecture([order[name][0] for name in space.choice_names])
+    path = Architecture(space.name, tuple((c.name, c.options[order[c.name][0]]) for c in space.choices))
     return PredictedPeak(weights_bytes, optimizer_bytes, peaks["weights"], peaks["logits"], path)
 
 

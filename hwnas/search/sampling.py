@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 from hwnas.latency.budget import solve
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import Indices, LatencyModel
-from hwnas.space import Architecture, OpSignature, SearchSpace
+from hwnas.search.nodes import among_networks
+from hwnas.space import NONE, Architecture, OpSignature, SearchSpace
 
 NUM_DRAWS = 65_536
 """Draws at once."""
@@ -60,9 +63,46 @@ class Unseen:
                 yield architecture
 
 
+class KeptEdges(NamedTuple):
+    """Which edges of a node are kept, drawn from the probabilities of their options.
+
+    Args:
+        choices: Positions of the edges' choices.
+        idle: Of each, number of the option ``none``.
+        subsets: Which edges are kept together, booleans of shape ``(subsets, edges)``.
+        probabilities: Of the subsets.
+    """
+
+    choices: tuple[int, ...]
+    idle: tuple[int, ...]
+    subsets: Array
+    probabilities: Array
+
+
+def kept_edges(space: SearchSpace, probabilities: Sequence[Array]) -> Iterator[KeptEdges]:
+    """For every node, the chances of its edges given that it keeps as many as it must.
+
+    ``P(S) ~ prod_{e in S} (1 - p_e(none)) prod_{e not in S} p_e(none)``: independent options, conditioned.
+    """
+    for node in space.nodes:
+        choices = tuple(space.choice_names.index(name) for name in node.choices)
+        idle = tuple(space.choices[choice].options.index(NONE) for choice in choices)
+        lost = np.array([probabilities[choice][none] for choice, none in zip(choices, idle, strict=True)])
+        edges = [np.isin(range(len(choices)), kept) for kept in itertools.combinations(range(len(choices)), node.kept)]
+        logs = np.stack(edges) @ (np.log1p(-lost) - np.log(lost))
+        yield KeptEdges(choices, idle, np.stack(edges), softmax(logs))
+
+
+def _drawn(generator: np.random.Generator, probabilities: Array, num_draws: int) -> Indices:
+    numbers = np.searchsorted(np.cumsum(probabilities), generator.random(num_draws), side="right")
+    return np.minimum(numbers, len(probabilities) - 1)  # a sum may round to less than 1
+
+
 @dataclass(frozen=True)
 class BandSampler:
     """Draws architectures from independent probabilities, given that ``min_ms <= exact_ms <= max_ms``.
+
+    Given too, where the space has nodes, that these keep as many edges as they must.
 
     Three ways, each where the one before finds too little:
 
@@ -126,10 +166,14 @@ class BandSampler:
         Returns:
             Option indices of shape ``(kept, choices)``, independent and with repetitions.
         """
-        rows = np.empty((num_draws, len(self.scores)), dtype=np.intp)
-        for choice, probabilities in enumerate(self._tilted(mu)):
-            drawn = np.searchsorted(np.cumsum(probabilities), generator.random(num_draws), side="right")
-            rows[:, choice] = np.minimum(drawn, len(probabilities) - 1)  # a sum may round to less than 1
+        tilted = self._tilted(mu)
+        rows = np.stack([_drawn(generator, probabilities, num_draws) for probabilities in tilted], axis=1)
+        for node in kept_edges(self.model.space, tilted):
+            chosen = node.subsets[_drawn(generator, node.probabilities, num_draws)]
+            for column, (choice, idle) in enumerate(zip(node.choices, node.idle, strict=True)):
+                rest = tilted[choice].copy()
+                rest[idle] = 0
+                rows[:, choice] = np.where(chosen[:, column], _drawn(generator, rest / rest.sum(), num_draws), idle)
         ms = self.model.exact_ms_many(rows)
         rows = rows[(self.min_ms <= ms) & (ms <= self.max_ms)]
         if mu == 0 or not len(rows):
@@ -160,7 +204,8 @@ class BandSampler:
 
     def _expected_ms(self, mu: float) -> float:
         names, tilted = self.model.space.choice_names, self._tilted(mu)
-        return float(self.model.expected_ms({n: torch.from_numpy(p) for n, p in zip(names, tilted, strict=True)}))
+        weights = {name: torch.from_numpy(p) for name, p in zip(names, tilted, strict=True)}
+        return float(self.model.expected_ms(among_networks(self.model.space, weights)))
 
     @cached_property
     def first_order_ms(self) -> list[Array]:

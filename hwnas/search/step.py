@@ -16,6 +16,7 @@ from hwnas.compute import Compute
 from hwnas.distributed import average_gradients, averaged, require_same
 from hwnas.errors import NumericsError
 from hwnas.latency.budget import Budget
+from hwnas.search.candidates import Narrowed
 from hwnas.search.protocols import Batch, Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.schedules import value_at
@@ -68,6 +69,10 @@ class SearchStep:
     next_arch_batch: Callable[[], Batch]
 
     @property
+    def _relaxation(self) -> Narrowed:
+        return Narrowed(self.recipe.relaxation, self.budget.model.space.candidates)
+
+    @property
     def weight_lr(self) -> float:
         """Learning rate of the weights now."""
         return value_at(self.recipe.weight_lr, self.progress)
@@ -84,7 +89,8 @@ class SearchStep:
         Raises:
             RankError: Another rank drew another path.
         """
-        gates = relaxation(self.state.logits, progress=self.progress, generator=self.state.generator)
+        narrowed = Narrowed(relaxation, self.budget.model.space.candidates)
+        gates = narrowed.gates(self.state.logits, progress=self.progress, generator=self.state.generator)
         drawn = tuple((gate.active, gate.probed, *gate.weights.tolist()) for gate in gates.values())
         require_same("paths", hash(drawn))
         return gates
@@ -155,10 +161,7 @@ class SearchStep:
 
     def context(self, gates: Gates) -> Context:
         """What regularizers see, with a graph to the logits."""
-        relaxation = self.recipe.relaxation
-        probabilities = {
-            name: relaxation.probabilities(logit, progress=self.progress) for name, logit in self.state.logits.items()
-        }
+        probabilities = self._relaxation.probabilities(self.state.logits, progress=self.progress)
         drawn = {
             name: probabilities[name] if gate.probabilities is None else gate.probabilities
             for name, gate in gates.items()
@@ -195,6 +198,6 @@ class SearchStep:
         optimizer.zero_grad(set_to_none=True)
         if not all(bool(torch.isfinite(logit).all()) for logit in logits.values()):
             raise NumericsError(f"the logits are not finite at step {self.state.step}")
-        self.recipe.relaxation.settle(logits, gates, before)
+        self._relaxation.settle(logits, gates, before)
         for regularizer in self.recipe.regularizers:
             regularizer.update(context)

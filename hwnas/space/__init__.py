@@ -3,15 +3,18 @@
 from hwnas.space.architecture import Architecture
 from hwnas.space.cost import macs, parameters
 from hwnas.space.library import SPACES, create_space
-from hwnas.space.search_space import Choice, LayerSpec, SearchSpace, Wiring, chained
+from hwnas.space.search_space import NONE, Choice, Joined, LayerSpec, Node, SearchSpace, Wiring, chained
 from hwnas.space.signature import SIGNATURE_VERSION, OpSignature, Shape
 
 __all__ = [
+    "NONE",
     "SIGNATURE_VERSION",
     "SPACES",
     "Architecture",
     "Choice",
+    "Joined",
     "LayerSpec",
+    "Node",
     "OpSignature",
     "SearchSpace",
     "Shape",

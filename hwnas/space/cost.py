@@ -76,6 +76,14 @@ def _resblock(signature: OpSignature) -> Cost:
     return convolutions * height * width, convolutions + 4 * c_out
 
 
+def _separable(signature: OpSignature) -> Cost:
+    """Depthwise and 1x1 convolutions; twice in ``sep_conv``."""
+    (c_in, _, _), (c_out, height, width) = signature.in_shape, signature.out_shape
+    widths = (c_in, c_out) if signature.op == "sep_conv" else (c_out,)
+    weights = sum(c_in * signature.attribute("k") ** 2 + c_in * channels for channels in widths)
+    return weights * height * width, weights + 2 * sum(widths)
+
+
 def _classifier(signature: OpSignature) -> Cost:
     channels, classes = signature.in_shape[0], signature.out_shape[0]
     norm = 2 * channels if ("pre", "norm") in signature.attributes else 0
@@ -86,9 +94,14 @@ _COSTS: dict[str, Callable[[OpSignature], Cost]] = {
     "avg_pool": _none,
     "classifier": _classifier,
     "conv": _conv,
+    "dil_conv": _separable,
+    "factorized_reduce": _conv,
+    "max_pool": _none,
     "mbconv": _mbconv,
+    "noise": _none,
     "none": _none,
     "relu_conv": _conv,
     "resblock": _resblock,
+    "sep_conv": _separable,
     "skip": _skip,
 }

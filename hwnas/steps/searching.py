@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def search_run(
     recipe_arguments: dict[str, Any] | None = None,
     seed: int = 0,
     compute: Compute = Compute(),
+    proxy: Mapping[str, float] | None = None,
     weights_from: Path | str | None = None,
     resume: bool = False,
     other_device: bool = False,
@@ -66,6 +67,7 @@ def search_run(
         recipe_arguments: Keyword arguments of the method.
         seed: Decides everything random.
         compute: Device, number format and memory savings.
+        proxy: Options of the space in which the supernet differs, such as ``{"num_cells": 8}``; see ``Recipe``.
         weights_from: Another run of this space, whose supernet to start from.
         resume: Go on with an interrupted run.
         other_device: Accept a table of another device; nothing is then measured here.
@@ -82,23 +84,19 @@ def search_run(
         HwnasError: Any other error of the parts; see ``hwnas.errors``.
     """
     budget = target_budget(LatencyModel.from_table(space, table), max_ms)
-    chosen = create_recipe(recipe, **(recipe_arguments or {}))
+    chosen = _recipe(recipe, recipe_arguments or {}, proxy or {})
     images = matching_data(data, space, seed, classes)
     device = None if other_device else Device(profiler_of(table), table)
     config = {
         **_described(space, table, budget, chosen, compute, images),
         "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
         "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
-        "data": data,
-        "classes": classes,
-        "seed": seed,
-        "other_device": other_device,
-    }
+    } | {"data": data, "classes": classes, "seed": seed, "other_device": other_device}
     with process_group(compute.place):
         run = _shared_folder(output, config, compute, resume)
         result = search(
-            budget, images, chosen, run, seed=seed, compute=compute, weights=supernet_weights(space, weights_from),
-            checkpoint_seconds=checkpoint_seconds, progress=progress, say=say,
+            budget, images, chosen, run, seed=seed, compute=compute, checkpoint_seconds=checkpoint_seconds,
+            weights=supernet_weights(chosen.searched(space), weights_from), progress=progress, say=say,
         )  # fmt: skip
         if rank() != 0:
             return []
@@ -107,6 +105,11 @@ def search_run(
     rounds = settled(meet_target(chosen.derivation, _finished(result, run, compute, seed, progress), budget, device))
     write_derivation(run, budget, rounds, result, images, compute)
     return rounds
+
+
+def _recipe(name: str, arguments: Mapping[str, Any], proxy: Mapping[str, float]) -> Recipe:
+    recipe = create_recipe(name, **arguments)
+    return replace(recipe, proxy=dict(proxy)) if proxy else recipe
 
 
 def _described(
@@ -119,6 +122,7 @@ def _described(
         "images": images.fingerprint,
         "max_ms": budget.max_ms,
         "resolved": recipe.resolved,
+        **({"proxy": dict(recipe.proxy)} if recipe.proxy else {}),
         "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
     }
 
@@ -185,7 +189,7 @@ def tighten_run(
         The new rounds; empty where nothing faster can be derived.
     """
     budget, config = run.budget(), run.config
-    recipe = create_recipe(config["recipe"]["name"], **config["recipe"]["arguments"])
+    recipe = _recipe(config["recipe"]["name"], config["recipe"]["arguments"], config.get("proxy", {}))
     if recipe.resolved != config["resolved"]:
         raise RunError(f"recipe '{recipe.name}' has changed since {run.path} was searched. Search again.")
     images = matching_data(config["data"], budget.model.space, config["seed"], config["classes"])

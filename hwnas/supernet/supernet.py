@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwnas.errors import MissingChoiceError, UnsupportedSpaceError
 from hwnas.ops.blocks import build_op
 from hwnas.ops.wiring import Wired, feed
-from hwnas.space import Architecture, SearchSpace
+from hwnas.space import Architecture, LayerSpec, OpSignature, SearchSpace
 from hwnas.supernet.gates import Gates
 from hwnas.supernet.mixed_op import MixedOp, recomputed
 
@@ -38,7 +38,7 @@ class Supernet(nn.Module):
                     f"layer '{layer.name}' of space '{space.name}' depends on {len(layer.choices)} choices; "
                     "a supernet of separate candidates takes at most one a layer."
                 )
-            modules = [build_op(signature) for signature in layer.signatures]
+            modules = [_searched(build_op(s), s, layer) for s in layer.signatures]
             self.layers[layer.name] = MixedOp(modules) if layer.choices else modules[0]
 
     def forward(self, x: Tensor, gates: Gates, *, checkpointed: bool = False) -> Tensor:
@@ -67,14 +67,30 @@ class Supernet(nn.Module):
         return feed(gated, x, self.space.wiring)
 
 
+def _searched(module: nn.Module, signature: OpSignature, layer: LayerSpec) -> nn.Module:
+    """The operator as it is in a supernet."""
+    if layer.norms_pools and signature.op in ("avg_pool", "max_pool"):
+        module = nn.Sequential(module, nn.BatchNorm2d(signature.out_shape[0]))
+    for norm in module.modules() if layer.plain else ():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.affine = False
+            norm.register_parameter("weight", None)
+            norm.register_parameter("bias", None)
+    return module
+
+
 class Network(Wired):
-    """The network of one architecture: its operators in order, named like the layers of the space."""
+    """The network of one architecture: its operators in order, named like the layers of the space.
+
+    Layers that it can do without are left out; see ``SearchSpace.network``.
+    """
 
     def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
-        super().__init__(wiring=space.wiring)
+        layers, wiring = space.network(architecture)
+        super().__init__(wiring=wiring)
         self.space, self.architecture = space, architecture
-        for layer, signature in zip(space.layers, space.operators(architecture), strict=True):
-            self.add_module(layer.name, build_op(signature))
+        for name, signature in layers.items():
+            self.add_module(name, build_op(signature))
 
 
 def extract(supernet: Supernet, architecture: Architecture) -> Network:
@@ -86,7 +102,7 @@ def extract(supernet: Supernet, architecture: Architecture) -> Network:
     space = supernet.space
     chosen = dict(zip(space.choice_names, space.indices(architecture), strict=True))
     network = Network(space, architecture)
-    for layer in space.layers:
+    for layer in (layer for layer in space.layers if hasattr(network, layer.name)):
         module = supernet.layers[layer.name]
         if layer.choices:
             module = cast(MixedOp, module).options[space.row(layer, chosen)]

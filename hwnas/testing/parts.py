@@ -21,6 +21,7 @@ from hwnas.search.relaxations import (
 )
 from hwnas.search.schedules import Linear
 from hwnas.search.step import SearchStep
+from hwnas.space import SearchSpace
 from hwnas.supernet.supernet import Supernet
 from hwnas.testing.toys import toy_space, toy_table
 
@@ -38,8 +39,10 @@ RELAXATIONS: dict[str, Relaxation] = {
 }
 
 
-def toy_step(recipe: Recipe, *, num_layers: int = 1, progress: float = 0.5) -> SearchStep:
-    """A step of a recipe on the toy space: always the same weights, logits, images and seed.
+def toy_step(
+    recipe: Recipe, *, num_layers: int = 1, progress: float = 0.5, space: SearchSpace | None = None
+) -> SearchStep:
+    """A step of a recipe on the toy space, or another: always the same weights, logits, images and seed.
 
     Weights are moved by SGD with momentum and decay, logits by Adam, whatever the recipe says; the limit is half way
     between the fastest and the slowest network.
@@ -48,8 +51,9 @@ def toy_step(recipe: Recipe, *, num_layers: int = 1, progress: float = 0.5) -> S
         recipe: Its parts are used, its optimizers and epochs are not.
         num_layers: Of the toy space.
         progress: Of the search, from 0 to 1.
+        space: In place of the toy space.
     """
-    space, generator = toy_space(num_layers=num_layers), torch.Generator().manual_seed(0)
+    space, generator = space or toy_space(num_layers=num_layers), torch.Generator().manual_seed(0)
     model = LatencyModel.from_table(space, toy_table(space))
     low, high = feasible_range_ms(model)
     with torch.random.fork_rng(devices=[]):
@@ -57,7 +61,7 @@ def toy_step(recipe: Recipe, *, num_layers: int = 1, progress: float = 0.5) -> S
         supernet = Supernet(space).train()
     logits = {c.name: nn.Parameter(0.1 * torch.randn(len(c.options), generator=generator)) for c in space.choices}
     weight_batch, arch_batch = (
-        (torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 10, (4,), generator=generator))
+        (torch.randn(4, *space.input_shape, generator=generator), torch.randint(0, 10, (4,), generator=generator))
         for _ in range(2)
     )
     state = SearchState(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hwnas.compute import Compute
 from hwnas.data import BatchStream, ImageData, randaugment
+from hwnas.data.augmentation import Augmentation, Cutout, InTurn
 from hwnas.distributed import broadcast, rank, summed, world_size
 from hwnas.search.schedules import Cosine
 from hwnas.training.evaluation import Scores, score
-from hwnas.training.objective import TrainingObjective
+from hwnas.training.objective import Outputs, TrainingObjective
 from hwnas.training.options import TrainingOptions
+from hwnas.training.regularized import kept_edges
 from hwnas.training.state import TrainingState
 
 Batch = tuple[Tensor, Tensor]
@@ -27,11 +30,17 @@ def create_stream(data: ImageData, options: TrainingOptions, compute: Compute, s
         data.train,
         options.batch_size,
         seed=seed,
-        extra=randaugment(magnitude=options.randaugment) if options.randaugment else None,
+        extra=_augmentation(data, options),
         num_workers=compute.num_workers,
         rank=rank(),
         num_ranks=world_size(),
     )
+
+
+def _augmentation(data: ImageData, options: TrainingOptions) -> Augmentation | None:
+    operations = [randaugment(magnitude=options.randaugment)] if options.randaugment else []
+    operations += [Cutout(options.cutout, data.mean)] if options.cutout else []
+    return InTurn(tuple(operations)) if operations else None
 
 
 @dataclass(eq=False)
@@ -87,10 +96,12 @@ class TrainingJob:
         state.optimizer.zero_grad(set_to_none=True)
         losses, seen, num_images = list[Tensor](), 0, len(batch[1])
         for images, labels in self.compute.micro_batches(batch):
+            forward = partial(self._forward, self._kept(len(labels), seen))
             seen += len(labels)
-            with self._alone() if seen < num_images else contextlib.nullcontext():
+            parts_left = seen < num_images
+            with self._alone() if parts_left else contextlib.nullcontext(), self.compute.seeded(*self._seed(seen)):
                 with self.compute.autocast():
-                    loss = self.objective(self.forward, images, labels, state.step) * (len(labels) / num_images)
+                    loss = self.objective(forward, images, labels, state.step) * (len(labels) / num_images)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         state.optimizer.step()
@@ -128,6 +139,18 @@ class TrainingJob:
         size = min(256, self.options.batch_size // (world_size() * self.compute.accumulate))
         workers = self.compute.num_workers
         return score(self.state.evaluated, self.data.val, batch_size=size, num_workers=workers, over_ranks=True)
+
+    def _kept(self, num_images: int, first: int) -> tuple[Tensor, ...]:
+        """Which edges stay, of images that come after so many of the batch."""
+        state, epoch = self.state, self.state.step // self.steps_per_epoch
+        probability = self.options.drop_path * epoch / self.options.num_epochs
+        return kept_edges(state.network, num_images, probability, self._seed(first), self.compute.place)
+
+    def _seed(self, number: int) -> tuple[int, ...]:
+        return self.objective.seed, self.state.step, rank(), number
+
+    def _forward(self, kept: tuple[Tensor, ...], images: Tensor) -> Outputs:
+        return self.forward(images, *kept)  # type: ignore[no-any-return]
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.forward, DistributedDataParallel):

@@ -25,6 +25,7 @@ from hwnas.training.job import Batch, TrainingJob, create_stream
 from hwnas.training.objective import TrainingObjective
 from hwnas.training.optimizers import create_average, create_optimizer
 from hwnas.training.options import TrainingOptions
+from hwnas.training.regularized import regularized
 from hwnas.training.rehearsal import PredictedPeak, predicted_peak, total_bytes
 from hwnas.training.state import Identity, TrainingState, kept
 from hwnas.training.teacher import create_teacher
@@ -76,26 +77,26 @@ def train(
     stream = create_stream(data, options, compute, seed)
     how = {"precision": compute.precision, "parts": compute.accumulate * world_size()}
     facts: Identity = {"network": identity, "data": data.fingerprint, "seed": seed, **asdict(options), **how}
-    network.train()
+    student = regularized(network, options, seed).train()
     teacher = create_teacher(options.teacher, data) if options.teacher else None
     objective = TrainingObjective(options, len(data.classes), seed, teacher)
-    rehearsed = functools.cache(partial(predicted_peak, network, objective, data, compute))
+    rehearsed = functools.cache(partial(predicted_peak, student, objective, data, compute))
     with contextlib.ExitStack() as stack:
         stack.enter_context(compute.memory_guard(options.batch_size, lambda: total_bytes(rehearsed())))
-        for module in (network, teacher):
+        for module in (student, teacher):
             if module is not None:
                 compute.move(module)
-        state = TrainingState(network, create_optimizer(network, options), create_average(network, options))
+        state = TrainingState(student, create_optimizer(student, options), create_average(student, options))
         path = run.file("training.pt")
         if path.exists():
             state.restore(path, facts)
         require_same("steps to start from", state.step)
-        job = TrainingJob(state, wrapped(network, compute), objective, options, compute, data, stream.steps_per_epoch)
+        job = TrainingJob(state, wrapped(student, compute), objective, options, compute, data, stream.steps_per_epoch)
         first = partial(_measured, job, rehearsed, say) if say and rank() == 0 else job.step
         batches = stack.enter_context(contextlib.closing(stream.batches(state.step)))
         scores = _run(job, first, batches, run, facts, checkpoint_seconds, progress) or job.evaluate()
     if state.average:
-        network.load_state_dict(state.average.network.state_dict())
+        student.load_state_dict(state.average.network.state_dict())
     return scores
 
 

@@ -16,12 +16,17 @@ DISTILLATION_WEIGHT, TEMPERATURE = 0.5, 1.0
 """Source: DeiT, arXiv 2012.12877, released code."""
 
 
+Outputs = Tensor | tuple[Tensor, Tensor]
+"""Logits, or those of the network and those of a second head."""
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingObjective:
     """Loss of one part of a batch.
 
     ``(1 - w) CE(logits, targets) + w T^2 KL(softmax(teacher / T) || softmax(logits / T))``, both averaged over
-    the images; without a teacher the cross-entropy alone.
+    the images; without a teacher the cross-entropy alone. A second head adds its own cross-entropy, weighted, to the
+    first.
 
     Args:
         options: Hyper-parameters.
@@ -39,11 +44,11 @@ class TrainingObjective:
     seed: int
     teacher: nn.Module | None = None
 
-    def __call__(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, step: int) -> Tensor:
+    def __call__(self, forward: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, step: int) -> Tensor:
         """The loss of some images at a step.
 
         Args:
-            forward: The network.
+            forward: The network; may return the logits of a second head too.
             images: ``(batch, 3, height, width)``.
             labels: ``(batch,)``, int64.
             step: Decides by how much images are mixed: the same in all parts of a batch and on all ranks.
@@ -52,8 +57,12 @@ class TrainingObjective:
         if self.options.mixup:
             share = mixing_share(self.options.mixup, self.seed, step)
             images, targets = mixed(images, share), mixed(one_hot(labels, self.num_classes).float(), share)
-        logits = forward(images).float()
-        loss = cross_entropy(logits, targets, label_smoothing=self.options.label_smoothing)
+        found = forward(images)
+        heads = [each.float() for each in (found if isinstance(found, tuple) else (found,))]
+        losses = [cross_entropy(each, targets, label_smoothing=self.options.label_smoothing) for each in heads]
+        logits, loss = heads[0], losses[0]
+        if len(losses) > 1:
+            loss = loss + self.options.auxiliary * losses[1]
         if self.teacher is None:
             return loss
         with torch.no_grad():

@@ -15,6 +15,7 @@ from hwnas.errors import UsageError
 from hwnas.ops.wiring import Wired, feed
 from hwnas.space import chained
 from hwnas.supernet.mixed_op import recomputed
+from hwnas.training.regularized import Regularized
 
 
 def wrapped(network: nn.Module, compute: Compute) -> nn.Module:
@@ -28,7 +29,9 @@ def wrapped(network: nn.Module, compute: Compute) -> nn.Module:
         UsageError: Activations are to be checkpointed, but the network is no sequence of layers.
     """
     module = network
-    if compute.checkpoint_activations:
+    if isinstance(network, Regularized):
+        network.checkpointed = compute.checkpoint_activations
+    elif compute.checkpoint_activations:
         module = CheckpointedLayers(network)
     if compute.compile:
         module = cast(nn.Module, torch.compile(module))

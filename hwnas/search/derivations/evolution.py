@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -38,7 +39,7 @@ class Evolution(Derivation):
         generations: Populations, with the first.
         num_parents: Best architectures so far, which breed.
         num_mutations: Children of one parent; each option is drawn anew, uniformly, at the mutation rate.
-        num_crossovers: Children of two parents; each option is that of either.
+        num_crossovers: Children of two parents; each option is that of either. The edges of a node count as one option.
         mutation_rate: Probability to draw an option anew, above 0 and at most 1.
         floor: Share of the limit to use at least, from 0 to 0.99; dropped where the space has no network in that band.
 
@@ -113,6 +114,11 @@ class _Nursery:
         self._unseen = Unseen(self._space)
         self._fresh = sampler.distinct(seed)
         self._generator = np.random.default_rng((seed, 1))  # another stream than that of the fresh ones
+        even = [np.zeros(count) for count in self._space.num_options]
+        self._uniform = BandSampler(sampler.model, even, max_ms=math.inf)
+        names = self._space.choice_names
+        together = {name: node.choices[0] for node in self._space.nodes for name in node.choices}
+        self._unit = [names.index(together.get(name, name)) for name in names]  # edges of a node change together
 
     def children(self, parents: list[Architecture]) -> Iterator[Architecture]:
         """One population; without parents all of it is drawn."""
@@ -133,8 +139,8 @@ class _Nursery:
 
     def _mutated(self, parents: Indices, tries: int) -> Indices:
         rows = parents[self._generator.integers(len(parents), size=tries)]
-        anew = self._generator.integers(self._space.num_options, size=rows.shape)
-        return np.where(self._generator.random(rows.shape) < self._settings.mutation_rate, anew, rows)
+        anew = self._uniform.draw(self._generator, tries)
+        return np.where(self._generator.random(rows.shape)[:, self._unit] < self._settings.mutation_rate, anew, rows)
 
     def _crossed(self, parents: Indices, tries: int) -> Indices:
         if len(parents) < 2:
@@ -142,4 +148,4 @@ class _Nursery:
         one = self._generator.integers(len(parents), size=tries)
         other = (one + self._generator.integers(1, len(parents), size=tries)) % len(parents)
         rows = parents[one]
-        return np.where(self._generator.random(rows.shape) < 0.5, rows, parents[other])
+        return np.where(self._generator.random(rows.shape)[:, self._unit] < 0.5, rows, parents[other])

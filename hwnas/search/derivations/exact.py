@@ -31,7 +31,7 @@ class Argmax(Derivation):
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
         top = tuple(int(np.argmax(score)) for score in scores)
-        first = [top] if budget.allows(model.exact_ms(space.architecture(top))) else []
+        first = [top] if space.permits(top) and budget.allows(model.exact_ms(space.architecture(top))) else []
         yield from Unseen(space).among(itertools.chain(first, solve(model, scores, max_ms=budget.max_ms)))
 
 

@@ -6,18 +6,22 @@ import inspect
 from collections.abc import Callable
 
 from hwnas.errors import UnknownNameError, UsageError
+from hwnas.space.library.darts import darts_cell, gold_nas, robust_darts
 from hwnas.space.library.fbnet import fbnet, fbnet_cifar
 from hwnas.space.library.mbconv import mobilenetv2, proxylessnas, tiny_mbconv
 from hwnas.space.library.nas_bench import nas_bench_201, nas_bench_macro
 from hwnas.space.search_space import SearchSpace
 
 SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "darts-cell": darts_cell,
     "fbnet": fbnet,
     "fbnet-cifar": fbnet_cifar,
+    "gold-nas": gold_nas,
     "mobilenetv2": mobilenetv2,
     "nas-bench-201": nas_bench_201,
     "nas-bench-macro": nas_bench_macro,
     "proxylessnas": proxylessnas,
+    "robust-darts": robust_darts,
     "tiny-mbconv": tiny_mbconv,
 }
 

@@ -71,7 +71,6 @@ def nas_bench_201(
 
     Source:
         Dong and Yang, arXiv 2001.00326, section 2.
-        Differs: an edge of ``none`` is computed and added, a multiplication by zero.
     """
     options = {"resolution": resolution, "num_classes": num_classes, "width": width, "num_cells": num_cells}
     check_size("nas-bench-201", resolution=resolution, num_classes=num_classes, width=width)
@@ -105,7 +104,7 @@ def _cell(name: str, shape: Shape, inputs: tuple[str, ...]) -> list[LayerSpec]:
     for source, target in EDGES:
         into_source = tuple(f"{name}_{_edge_name(*edge)}" for edge in EDGES if edge[1] == source)
         choice = _edge_name(source, target)
-        layers.append(LayerSpec(f"{name}_{choice}", operators, (choice,), inputs=into_source or inputs))
+        layers.append(LayerSpec(f"{name}_{choice}", operators, (choice,), into_source or inputs, plain=True))
     return layers
 
 
