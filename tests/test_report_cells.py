@@ -25,7 +25,6 @@ from hwnas.steps.searching import write_derivation
 from hwnas.supernet.gates import one_hot_gates
 from hwnas.supernet.supernet import Supernet
 
-
 SPACE = create_space("darts-cell", channels=4, num_cells=3, resolution=16, num_classes=2)
 
 
