@@ -48,6 +48,12 @@ class RunFolder:
         """A file of the run."""
         return self.path / name
 
+    def stage(self, number: int) -> RunFolder:
+        """The folder of a search that comes before this one; made if it is not there."""
+        found = RunFolder(self.file(f"stage{number}"))
+        found.path.mkdir(parents=True, exist_ok=True)
+        return found
+
     @classmethod
     def create(
         cls, path: Path | str, config: Mapping[str, Any], *, resume: bool, how: Mapping[str, Any] | None = None

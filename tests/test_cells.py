@@ -51,7 +51,7 @@ def small_node(kept: int = 2, searched: bool = True) -> SearchSpace:
     layers = [LayerSpec("stem", (stem,)), *(LayerSpec(name, edge, (name,), ("stem",)) for name in names)]
     layers.append(LayerSpec("classifier", (OpSignature("classifier", (8, 8, 8), (10, 1, 1)),), (), names))
     choices = tuple(Choice(name, (NONE, "k1", "k3"), () if searched else (NONE,)) for name in names)
-    return SearchSpace("node", (3, 8, 8), 10, choices, tuple(layers), nodes=(Node(names, kept),))
+    return SearchSpace("node", (3, 8, 8), 10, choices, tuple(layers), nodes=(Node("node", names, kept),))
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ def context(ms: float, *, sampled_ms: float | None = None, progress: float = 0.0
     model = LatencyModel(space, tuple(layers))
     probabilities = {"layer1": torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)}
     gate = Gate(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True), (1,), hard=True)
-    return Context(Budget(model, REFERENCE_MS), {"layer1": gate}, probabilities, probabilities, {}, progress)
+    weights, budget = {"layer1": gate.weights}, Budget(model, REFERENCE_MS)
+    return Context(budget, {"layer1": gate}, probabilities, probabilities, {}, progress, weights)
 
 
 def value(loss: Tensor) -> float:

@@ -109,11 +109,11 @@ def test_compilation_is_refused_with_the_reason(tmp_path: Path, digits: ImageDat
         searched(tmp_path / "run", digits, recipe_of(Softmax()), compile=True)
 
 
-def exhausted(*args: Any) -> Any:
+def exhausted(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("where", ["search.measuring.measured_peak", "search.loop._initial_state"])
+@pytest.mark.parametrize("where", ["search.measuring.measured_peak", "search.loop.initial_state"])
 def test_exhausted_memory_names_batch_and_predicted_need(
     where: str, tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

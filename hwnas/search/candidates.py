@@ -1,14 +1,14 @@
-"""Choices of which only some options are searched."""
+"""What a relaxation does in a space: only some options are searched, and edges into a node may have weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hwnas.search.protocols import Logits, Relaxation
+from hwnas.search.protocols import Candidates, Logits, Relaxation
 from hwnas.supernet.gates import Gate, Gates
 
 
@@ -16,37 +16,74 @@ from hwnas.supernet.gates import Gate, Gates
 class Narrowed:
     """A relaxation that sees the candidates of every choice; other options never run and have probability zero.
 
+    Logits named like a node are those of its edges, weighed against one another by a softmax. Such a weight multiplies
+    what comes along its edge, and the probability of all options but ``none``, which has the rest.
+
     Args:
         relaxation: Sees logits of shape ``(num_candidates,)``.
-        candidates: Choice name -> numbers of the options that are searched; of choices without a name here all are.
+        candidates: What is searched.
+        nodes: Node name -> choice name of every edge -> number of its option ``none``.
+
+    Source:
+        Weights of edges: PC-DARTS, arXiv 1907.05737, section 3.3, which derives by the same products.
     """
 
     relaxation: Relaxation
-    candidates: Mapping[str, tuple[int, ...]]
+    candidates: Candidates
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def gates(self, logits: Logits, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
-        """Gates over all options, of logits over all options."""
-        found = self.relaxation(self._narrow(logits), progress=progress, generator=generator)
-        return {name: self._widened(name, gate, logits[name]) for name, gate in found.items()}
+        """Gates over all options, of logits over all options; and of every node whose edges have weights."""
+        found = self.relaxation(self.narrow(logits), progress=progress, generator=generator)
+        gates = {name: self._widened(name, gate, logits[name]) for name, gate in found.items()}
+        for node, weights in self._edges(logits).items():
+            gates[node] = Gate(weights, tuple(range(len(weights))))
+        return gates
 
     def probabilities(self, logits: Mapping[str, Tensor], *, progress: float) -> dict[str, Tensor]:
         """Probability of every option, shape ``(num_options,)``, differentiable."""
-        return {
+        found = {
             name: self._spread(name, self.relaxation.probabilities(logit, progress=progress), logits[name])
-            for name, logit in self._narrow(logits).items()
+            for name, logit in self.narrow(logits).items()
         }
+        return self.along_edges(found, self._edges(logits))
+
+    def along_edges(self, found: Mapping[str, Tensor], edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Probabilities times the weights of their edges; what is lost goes to ``none``.
+
+        Args:
+            found: Choice name -> probabilities of its options; choices may be missing.
+            edges: Node name -> weights of its edges; nodes may be missing.
+        """
+        weighted = dict(found)
+        for node, weights in edges.items():
+            for (choice, idle), weight in zip(self.nodes[node].items(), weights, strict=True):
+                if choice not in found:
+                    continue
+                lost = torch.zeros_like(found[choice]).index_fill(0, torch.tensor(idle), 1.0)
+                weighted[choice] = weight * found[choice] + (1 - weight) * lost
+        return weighted
 
     @torch.no_grad()
     def settle(self, logits: Logits, gates: Gates, before: dict[str, Tensor]) -> None:
         """See ``Relaxation``."""
-        narrow = self._narrow(logits)
-        self.relaxation.settle(narrow, {n: self._local(n, g) for n, g in gates.items()}, self._narrow(before))
+        narrow = self.narrow(logits)
+        local = {name: self._local(name, gates[name]) for name in narrow}
+        self.relaxation.settle(narrow, local, self.narrow(before))
         for name, logit in narrow.items():
             if name in self.candidates:
                 logits[name][list(self.candidates[name])] = logit
 
-    def _narrow(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: x[list(self.candidates[n])] if n in self.candidates else x for n, x in logits.items()}
+    def narrow(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of every choice what belongs to its candidates; of nodes nothing."""
+        return {
+            name: x[list(self.candidates[name])] if name in self.candidates else x
+            for name, x in values.items()
+            if name not in self.nodes
+        }
+
+    def _edges(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {node: torch.softmax(logits[node], 0) for node in self.nodes if node in logits}
 
     def _spread(self, name: str, values: Tensor, like: Tensor) -> Tensor:
         if name not in self.candidates:

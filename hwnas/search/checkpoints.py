@@ -10,7 +10,7 @@ from hwnas.checkpoint import fitting_state, load_checkpoint, to_bytes
 from hwnas.distributed import rank
 from hwnas.errors import RunError
 from hwnas.files import write_atomic
-from hwnas.search.protocols import SearchState
+from hwnas.search.protocols import Epoch, SearchState
 
 
 class Checkpoints:
@@ -76,6 +76,8 @@ def _snapshot(state: SearchState) -> dict[str, Any]:
         "step": state.step,
         "arch_batches": state.arch_batches,
         "scalars": state.scalars,
+        "candidates": dict(state.candidates),
+        "history": [(epoch.probabilities, epoch.figures) for epoch in state.history],
     }
 
 
@@ -86,4 +88,5 @@ def _restore(state: SearchState, snapshot: dict[str, Any]) -> None:
     state.weight_optimizer.load_state_dict(snapshot["weight_optimizer"])
     state.arch_optimizer.load_state_dict(snapshot["arch_optimizer"])
     state.step, state.arch_batches = snapshot["step"], snapshot["arch_batches"]
-    state.scalars = dict(snapshot["scalars"])
+    state.scalars, state.candidates = dict(snapshot["scalars"]), dict(snapshot["candidates"])
+    state.history = [Epoch(*each) for each in snapshot["history"]]

@@ -6,13 +6,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwnas.checkpoint import DeferredSignals
 from hwnas.compute import Compute
@@ -24,12 +24,14 @@ from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
 from hwnas.search.candidates import Narrowed
 from hwnas.search.checkpoints import Checkpoints
+from hwnas.search.epochs import end_epoch, most_probable, stopped
 from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
 from hwnas.search.nodes import among_networks
-from hwnas.search.protocols import SearchState
+from hwnas.search.protocols import Candidates, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, mean_entropy
 from hwnas.search.rehearsal import predicted_peak
+from hwnas.search.state import initial_state
 from hwnas.supernet.supernet import Supernet
 
 logger = logging.getLogger("hwnas")
@@ -50,12 +52,14 @@ class SearchResult:
         probabilities: Choice name -> probability of every option.
         weight_images: What trained the weights.
         arch_images: The other training images; None where all trained weights.
+        candidates: What was searched in the end.
     """
 
     supernet: Supernet
     probabilities: dict[str, Tensor]
     weight_images: ImageDataset
     arch_images: ImageDataset | None = None
+    candidates: Candidates = field(default_factory=dict)
 
 
 def search(
@@ -67,6 +71,7 @@ def search(
     seed: int = 0,
     compute: Compute = Compute(device="cpu"),
     weights: dict[str, Tensor] | None = None,
+    candidates: Candidates | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = no_progress,
     say: Callable[[str], None] = logger.info,
@@ -85,6 +90,7 @@ def search(
         seed: Decides weights, batches and gates.
         compute: Device, number format and memory savings.
         weights: State of a supernet of this space to start from.
+        candidates: What is searched; the candidates of the space if not given.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step.
         say: Told the predicted peak memory before the first step, and what the first weight step and the first
@@ -100,18 +106,22 @@ def search(
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
     _check(compute, recipe, budget)
+    again = partial(
+        search, seed=seed, compute=compute, checkpoint_seconds=checkpoint_seconds, progress=progress, say=say
+    )
+    for number, stage in enumerate(recipe.stages, 1):
+        first = again(budget, data, stage.recipe, run.stage(number), candidates=candidates)
+        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
     checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint)
     with contextlib.ExitStack() as stack:
-        need = partial(_predicted_bytes, budget, recipe, compute)
+        need = partial(_predicted_bytes, budget, recipe, compute, candidates)
         stack.enter_context(compute.memory_guard(recipe.batch_size, need))
-        state = _initial_state(budget, recipe, seed, compute, weights)
+        state = initial_state(budget.model.space, recipe, seed, compute, weights=weights, candidates=candidates)
         checkpoints.restore(state)
         signals = stack.enter_context(DeferredSignals())
         log = stack.enter_context(RunLog(run.path, "search", start_step=state.step)) if rank() == 0 else None
-        meter = Meter(
-            progress, "searching", images_per_step=recipe.batch_size, device=compute.place, target_ms=budget.max_ms
-        )
+        meter = _meter(progress, recipe, compute, budget)
         steps = _steps(images, state, recipe, budget, compute, seed, say if rank() == 0 else _silent)
         stack.callback(steps.close)
         for total, figures in _finite(steps, state, path):
@@ -120,12 +130,18 @@ def search(
             state.step += 1
             meter(state.step, total, figures)
             stop = any_rank(signals.received)
-            checkpoints.offer(state, now=stop or state.step >= total)
+            checkpoints.offer(state, now=stop or _over(state, recipe, total))
             if stop:
                 raise KeyboardInterrupt
     if not path.exists():  # no epochs at all
         checkpoints.offer(state, now=True)
-    return SearchResult(state.supernet, _probabilities(state, recipe, progress=1.0), *images)
+    return SearchResult(state.supernet, _probabilities(state, recipe, progress=1.0), *images, state.candidates)
+
+
+def _meter(progress: Progress, recipe: Recipe, compute: Compute, budget: Budget) -> Meter:
+    return Meter(
+        progress, "searching", images_per_step=recipe.batch_size, device=compute.place, target_ms=budget.max_ms
+    )
 
 
 def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[Step]:
@@ -151,8 +167,8 @@ def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
         )
 
 
-def _predicted_bytes(budget: Budget, recipe: Recipe, compute: Compute) -> int:
-    return predicted_peak(budget, recipe, compute=compute).total_bytes
+def _predicted_bytes(budget: Budget, recipe: Recipe, compute: Compute, candidates: Candidates | None) -> int:
+    return predicted_peak(budget, recipe, compute=compute, candidates=candidates).total_bytes
 
 
 def _silent(line: str) -> None:
@@ -177,23 +193,12 @@ def _steps(
     """Does one step after the other; yields how many there are in all, and the figures of each."""
     weight_images, arch_images = images
     weight_stream = _stream(weight_images, recipe, compute, seed)
-    arch_stream = None
-    if arch_images is not None and recipe.scheme.needs_arch_split:
-        if len(arch_images) < recipe.batch_size:
-            raise DataError(
-                f"recipe '{recipe.name}' leaves {len(arch_images)} images for the architecture (all but "
-                f"{recipe.weight_share:g} of them train weights), fewer than a batch of {recipe.batch_size}. "
-                + (
-                    "Use a smaller --batch-size, or --set weight_share=0.8."
-                    if recipe.weight_share > 0.9
-                    else "Use a smaller --batch-size, or more images."
-                )
-            )
-        arch_stream = _stream(arch_images, recipe, compute, seed + 1)
-    total = math.ceil(round(recipe.num_epochs * weight_stream.steps_per_epoch, 6))
+    arch_stream = _arch_stream(arch_images, recipe, compute, seed)
+    epoch_steps = weight_stream.steps_per_epoch
+    total = math.ceil(round(recipe.num_epochs * epoch_steps, 6))
     if state.step >= total:
         return
-    predicted = predicted_peak(budget, recipe, compute=compute)
+    predicted = predicted_peak(budget, recipe, compute=compute, candidates=state.candidates)
     say(str(predicted))
     kinds = {WEIGHTS: predicted.weight_step_bytes}
     if recipe.scheme.needs_arch_split:
@@ -203,13 +208,35 @@ def _steps(
         weight_batches = stack.enter_context(contextlib.closing(weight_stream.batches(state.step)))
         arch_batches = arch_stream.batches(state.arch_batches) if arch_stream else iter(())
         stack.callback(getattr(arch_batches, "close", bool))
-        while state.step < total:
+        while not _over(state, recipe, total):
             state.generator.manual_seed(_step_seed(seed, state.step))
             progress, batch = state.step / total, next(weight_batches)
             step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
             with peaks, compute.seeded(seed, state.step, rank()):
                 figures = recipe.scheme(step)
+                if recipe.between_epochs and (state.step + 1) % epoch_steps == 0:
+                    end_epoch(step)
             yield total, figures
+
+
+def _over(state: SearchState, recipe: Recipe, total: int) -> bool:
+    return state.step >= total or stopped(state, recipe) is not None
+
+
+def _arch_stream(images: ImageDataset | None, recipe: Recipe, compute: Compute, seed: int) -> BatchStream | None:
+    if images is None or not recipe.scheme.needs_arch_split:
+        return None
+    if len(images) < recipe.batch_size:
+        raise DataError(
+            f"recipe '{recipe.name}' leaves {len(images)} images for the architecture (all but {recipe.weight_share:g} "
+            f"of them train weights), fewer than a batch of {recipe.batch_size}. "
+            + (
+                "Use a smaller --batch-size, or --set weight_share=0.8."
+                if recipe.weight_share > 0.9
+                else "Use a smaller --batch-size, or more images."
+            )
+        )
+    return _stream(images, recipe, compute, seed + 1)
 
 
 def _stream(images: ImageDataset, recipe: Recipe, compute: Compute, seed: int) -> BatchStream:
@@ -224,32 +251,14 @@ def _step_seed(seed: int, step: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _initial_state(
-    budget: Budget, recipe: Recipe, seed: int, compute: Compute, weights: dict[str, Tensor] | None
-) -> SearchState:
-    space, generator = budget.model.space, torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        supernet = Supernet(recipe.searched(space))
-    if weights is not None:
-        supernet.load_state_dict(weights)
-    compute.move(supernet.train())
-    logits = {
-        choice.name: nn.Parameter(recipe.logit_std * torch.randn(len(choice.options), generator=generator))
-        for choice in space.choices
-    }
-    return SearchState(
-        supernet,
-        logits,
-        recipe.weight_optimizer(supernet.parameters()),
-        recipe.arch_optimizer(logits.values()),
-        generator,
-    )
-
-
+@torch.no_grad()
 def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
-    logits = {name: logit.detach() for name, logit in state.logits.items()}
-    return Narrowed(recipe.relaxation, state.supernet.space.candidates).probabilities(logits, progress=progress)
+    """Those of the moment, or those of the epoch that a stopper chose."""
+    last = stopped(state, recipe)
+    if last is not None:
+        return dict(state.history[last - 1].probabilities)
+    narrowed = Narrowed(recipe.relaxation, state.candidates, state.supernet.space.edges)
+    return narrowed.probabilities(state.logits, progress=progress)
 
 
 def _logged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -14,7 +14,7 @@ from hwnas.latency.budget import Budget
 from hwnas.metrics import Progress, no_progress
 from hwnas.search.nodes import among_networks
 from hwnas.space import Architecture
-from hwnas.supernet.gates import Gates, weights_of
+from hwnas.supernet.gates import Gates
 from hwnas.supernet.supernet import Supernet
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Logits = Mapping[str, Tensor]
 """Choice name -> architecture logits of shape ``(num_options,)``, on the CPU."""
+
+Candidates = Mapping[str, tuple[int, ...]]
+"""Choice name -> numbers of the options that are searched, at least one; of choices without a name here all are."""
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(batch, channels, height, width)`` and integer labels ``(batch,)``."""
@@ -70,6 +73,8 @@ class SearchState:
         step: Steps done.
         arch_batches: Batches of the architecture half that were used.
         scalars: State of regularizers and schemes, such as the latency multiplier.
+        candidates: What is still searched.
+        history: What was found at the end of every epoch, where the recipe stops early or prunes.
     """
 
     supernet: Supernet
@@ -80,6 +85,21 @@ class SearchState:
     step: int = 0
     arch_batches: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
+    candidates: Candidates = field(default_factory=dict)
+    history: list[Epoch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a search was at the end of one of its epochs.
+
+    Args:
+        probabilities: Choice name -> probability of every option.
+        figures: What the stopper measured.
+    """
+
+    probabilities: Mapping[str, Tensor]
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,8 @@ class Context:
         drawn: The same as far as this step's gradient concerns; of a drawn pair of options their shares.
         scalars: The search state's scalars; a regularizer keeps its own state there.
         progress: From 0 to 1.
+        weights: Choice name -> weights of its gate, times that of its edge, ``(num_options,)``, differentiable.
+        logits: Choice name -> logits of what is searched, ``(num_candidates,)``, differentiable.
     """
 
     budget: Budget
@@ -101,6 +123,8 @@ class Context:
     drawn: Mapping[str, Tensor]
     scalars: dict[str, float]
     progress: float
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def expected_ms(self) -> Tensor:
@@ -115,7 +139,7 @@ class Context:
     @cached_property
     def sampled_ms(self) -> Tensor:
         """Latency under the weights of the gates themselves."""
-        return self._ms(weights_of(self.gates))
+        return self._ms(self.weights)
 
     def _ms(self, weights: Mapping[str, Tensor]) -> Tensor:
         model = self.budget.model
@@ -138,6 +162,28 @@ class Regularizer(Protocol):
 
     def update(self, context: Context) -> None:
         """Called after each architecture step; changes nothing but ``context.scalars``."""
+
+
+class Pruner(Protocol):
+    """Takes options out of the search, at the end of every epoch."""
+
+    def __call__(self, step: SearchStep) -> Candidates:
+        """What is searched from now on: of every choice a part of what was, with at least one option.
+
+        Args:
+            step: Of the state as it is now, the epoch that ended last in its history.
+        """
+
+
+class Stopper(Protocol):
+    """Ends a search early, and says what of it is the result."""
+
+    def measure(self, step: SearchStep) -> dict[str, float]:
+        """Figures of the epoch that has just ended, kept in the history; may fetch images."""
+        return {}
+
+    def __call__(self, history: Sequence[Epoch]) -> int | None:
+        """Number, from 1, of the epoch whose probabilities are the result; None to go on."""
 
 
 class UpdateScheme(Protocol):

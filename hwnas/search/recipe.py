@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from hwnas.errors import UsageError
-from hwnas.search.protocols import Derivation, Regularizer, Relaxation, UpdateScheme
+from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, Stopper, UpdateScheme
 from hwnas.search.schedules import Scalar
 from hwnas.space import SearchSpace, create_space
+from hwnas.supernet.supernet import Supernet
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -40,6 +41,10 @@ class Recipe:
         logit_std: Standard deviation of the logits at the start.
         proxy: Options of the space in which the supernet differs from the networks that are derived, such as its
             number of cells.
+        edge_weights: Weigh the edges into every node against one another, by logits of their own.
+        pruner: Takes options out of the search between epochs.
+        stopper: May end the search between epochs.
+        stages: Searches that come first, one after the other; each begins anew with the options that are left.
 
     Raises:
         UsageError: A number is out of range, or a part would have no effect beside the others.
@@ -62,6 +67,10 @@ class Recipe:
     grad_clip: float = 5.0
     logit_std: float = 1e-3
     proxy: Mapping[str, int | float] = field(default_factory=dict)
+    edge_weights: bool = False
+    pruner: Pruner | None = None
+    stopper: Stopper | None = None
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.batch_size < 2:
@@ -109,7 +118,42 @@ class Recipe:
             )
         return proxy
 
+    def supernet(self, space: SearchSpace) -> Supernet:
+        """A supernet with random weights, to search a space with.
+
+        Raises:
+            UsageError: The space lacks what the recipe is about.
+        """
+        if self.edge_weights and not space.nodes:
+            raise UsageError(
+                f"recipe '{self.name}' weighs the edges into a node, of which space '{space.name}' has none that keep "
+                "a number of them. Use a space of cells, such as darts-cell."
+            )
+        return Supernet(self.searched(space))
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether anything happens there."""
+        return self.pruner is not None or self.stopper is not None
+
     @property
     def of_weights(self) -> Relaxation:
         """The relaxation of the weight steps."""
         return self.weight_relaxation or self.relaxation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A search before another one.
+
+    Args:
+        recipe: Its parts, its size and its length.
+        keep: Most probable options of every choice that the next one searches.
+    """
+
+    recipe: Recipe
+    keep: int
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.recipe.stages:
+            raise UsageError(f"a stage keeps at least 1 option and has no stages of its own; got {self.keep}.")

@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwnas.compute import Compute
 from hwnas.distributed import alone, world_size
 from hwnas.latency.budget import Budget
 from hwnas.memory import Storages, mib
 from hwnas.rehearsal import META, Planned, Shapes, cast_parameters, fill
-from hwnas.search.protocols import Context, Relaxation, SearchState
+from hwnas.search.protocols import Candidates, Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
+from hwnas.search.state import initial_logits
 from hwnas.search.step import SearchStep
 from hwnas.space import Architecture, OpSignature, SearchSpace
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.supernet.mixed_op import MixedOp
-from hwnas.supernet.supernet import Supernet
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class PredictedPeak:
         )
 
 
-def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> PredictedPeak:
+def predicted_peak(
+    budget: Budget, recipe: Recipe, *, compute: Compute, candidates: Candidates | None = None
+) -> PredictedPeak:
     """Predicts the memory of a search by rehearsing its largest steps without data.
 
     How many options run, and how many are only probed, is what the recipe's relaxation draws; they are replaced by
@@ -76,17 +78,20 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
         budget: Its model names the space.
         recipe: The method; its scheme runs once, as if past the warm-up.
         compute: Device, number format and memory savings.
+        candidates: What is searched; the candidates of the space if not given.
     """
     space = budget.model.space
     planned = Planned.of(compute)
     size = recipe.batch_size // world_size()
     with alone(), Shapes() as storages:
-        state = _state(recipe.searched(space), recipe, planned)
+        state = _state(space, recipe, planned)
         weights_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.supernet.state_dict().values())
         before = storages.live_bytes
         fill(state.weight_optimizer)
         optimizer_bytes = storages.live_bytes - before
-        order = _by_activations(state.supernet, size // planned.accumulate, storages)
+        if candidates is not None:
+            state.candidates = candidates
+        order = _by_activations(state, size // planned.accumulate, storages)
         images = torch.empty((size, *space.input_shape), device=META)
         batch = images, torch.empty(size, dtype=torch.int64, device=META)
         peaks = dict.fromkeys(("weights", "logits"), 0)
@@ -99,18 +104,19 @@ def predicted_peak(budget: Budget, recipe: Recipe, *, compute: Compute) -> Predi
 
 def _state(space: SearchSpace, recipe: Recipe, planned: Compute) -> SearchState:
     with META:
-        supernet = Supernet(space)
+        supernet = recipe.supernet(space)
     planned.move(supernet.train())
     if planned.precision == "bf16":
         cast_parameters(supernet)
-    logits = {choice.name: nn.Parameter(torch.zeros(len(choice.options))) for choice in space.choices}
+    logits = initial_logits(space, recipe, torch.Generator())
     optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
-    return SearchState(supernet, logits, *optimizers, torch.Generator())
+    return SearchState(supernet, logits, *optimizers, torch.Generator(), candidates=space.candidates)
 
 
-def _by_activations(supernet: Supernet, batch_size: int, storages: Storages) -> dict[str, Sequence[int]]:
-    """Choice name -> its options, the one that keeps most for a backward pass first."""
+def _by_activations(state: SearchState, batch_size: int, storages: Storages) -> dict[str, Sequence[int]]:
+    """Choice name -> its candidates, the one that keeps most for a backward pass first."""
     kept: dict[OpSignature, int] = {}
+    supernet = state.supernet
     totals = {choice.name: [0] * len(choice.options) for choice in supernet.space.choices}
     for layer in supernet.space.layers:
         for choice in layer.choices:
@@ -124,7 +130,10 @@ def _by_activations(supernet: Supernet, batch_size: int, storages: Storages) -> 
                     kept[signature] = storages.live_bytes - before + gradients
                     del output
                 totals[choice][row] += kept[signature]
-    return {name: sorted(range(len(sizes)), key=lambda k: -sizes[k]) for name, sizes in totals.items()}
+    return {
+        name: sorted(state.candidates.get(name, range(len(sizes))), key=lambda k: -sizes[k])
+        for name, sizes in totals.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,8 @@ class _Rehearsal(SearchStep):
         self._end("logits")
 
     def _largest(self, name: str, gate: Gate) -> Gate:
+        if name not in self.order:  # the edges of a node
+            return gate
         order, count = self.order[name], len(gate.active)
         return replace(gate, active=tuple(order[:count]), probed=tuple(order[count : count + len(gate.probed)]))
 

@@ -68,9 +68,8 @@ class SearchStep:
     weight_batch: Batch
     next_arch_batch: Callable[[], Batch]
 
-    @property
-    def _relaxation(self) -> Narrowed:
-        return Narrowed(self.recipe.relaxation, self.budget.model.space.candidates)
+    def _narrowed(self, relaxation: Relaxation) -> Narrowed:
+        return Narrowed(relaxation, self.state.candidates, self.budget.model.space.edges)
 
     @property
     def weight_lr(self) -> float:
@@ -89,8 +88,9 @@ class SearchStep:
         Raises:
             RankError: Another rank drew another path.
         """
-        narrowed = Narrowed(relaxation, self.budget.model.space.candidates)
-        gates = narrowed.gates(self.state.logits, progress=self.progress, generator=self.state.generator)
+        gates = self._narrowed(relaxation).gates(
+            self.state.logits, progress=self.progress, generator=self.state.generator
+        )
         drawn = tuple((gate.active, gate.probed, *gate.weights.tolist()) for gate in gates.values())
         require_same("paths", hash(drawn))
         return gates
@@ -161,12 +161,20 @@ class SearchStep:
 
     def context(self, gates: Gates) -> Context:
         """What regularizers see, with a graph to the logits."""
-        probabilities = self._relaxation.probabilities(self.state.logits, progress=self.progress)
-        drawn = {
-            name: probabilities[name] if gate.probabilities is None else gate.probabilities
-            for name, gate in gates.items()
-        }
-        return Context(self.budget, gates, probabilities, drawn, self.state.scalars, self.progress)
+        relaxed, logits = self._narrowed(self.recipe.relaxation), self.state.logits
+        probabilities = relaxed.probabilities(logits, progress=self.progress)
+        edges = {name: gate.weights for name, gate in gates.items() if name not in probabilities}
+        own = {name: p for name in probabilities if (p := gates[name].probabilities) is not None}
+        drawn = {**probabilities, **relaxed.along_edges(own, edges)} if own else probabilities
+        weights = relaxed.along_edges({name: gates[name].weights for name in probabilities}, edges)
+        searched = relaxed.narrow(logits)
+        scalars = self.state.scalars
+        return Context(self.budget, gates, probabilities, drawn, scalars, self.progress, weights, searched)
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Choice name -> probability of every option now, without a graph."""
+        with torch.no_grad():
+            return self._narrowed(self.recipe.relaxation).probabilities(self.state.logits, progress=self.progress)
 
     def regularized(self, loss: Tensor, context: Context) -> Tensor:
         """The loss with every regularizer of the recipe."""
@@ -198,6 +206,6 @@ class SearchStep:
         optimizer.zero_grad(set_to_none=True)
         if not all(bool(torch.isfinite(logit).all()) for logit in logits.values()):
             raise NumericsError(f"the logits are not finite at step {self.state.step}")
-        self._relaxation.settle(logits, gates, before)
+        self._narrowed(self.recipe.relaxation).settle(logits, gates, before)
         for regularizer in self.recipe.regularizers:
             regularizer.update(context)

@@ -53,10 +53,12 @@ class Node:
     """Edges that end in one node of a cell, of which every network keeps equally many; all others are ``none``.
 
     Args:
+        name: Of no choice and no other node.
         choices: Names of the edges' choices.
         kept: How many are kept.
     """
 
+    name: str
     choices: tuple[str, ...]
     kept: int
 
@@ -152,6 +154,9 @@ class SearchSpace:
                     raise SpaceError(f"layer '{layer.name}' gets {shape} but '{signature}' expects another shape.")
             shapes.append(layer.signatures[0].out_shape)
         edges = [name for node in self.nodes for name in node.choices]
+        named = [*by_name, *(node.name for node in self.nodes)]
+        if len(set(named)) != len(named):
+            raise SpaceError(f"space '{self.name}' has a node named like another node or a choice.")
         if len(set(edges)) != len(edges) or not all(NONE in by_name[name].options for name in edges):
             raise SpaceError(f"space '{self.name}' has an edge in two nodes, or one that cannot be '{NONE}'.")
         if not all(1 <= node.kept <= len(node.choices) for node in self.nodes):
@@ -184,6 +189,13 @@ class SearchSpace:
     def candidates(self) -> dict[str, tuple[int, ...]]:
         """Name of every choice of which a search does not weigh all options -> numbers of those it weighs."""
         return {choice.name: choice.candidates for choice in self.choices if choice.unsearched}
+
+    @property
+    def edges(self) -> dict[str, dict[str, int]]:
+        """Node name -> choice name of every edge into it -> number of its option ``none``."""
+        return {
+            node.name: {name: self.choice(name).options.index(NONE) for name in node.choices} for node in self.nodes
+        }
 
     @property
     def num_options(self) -> tuple[int, ...]:

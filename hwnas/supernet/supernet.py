@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
@@ -31,6 +31,7 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self.space = space
+        self._edges = {name: (node.name, i) for node in space.nodes for i, name in enumerate(node.choices)}
         self.layers = nn.ModuleDict()
         for layer in space.layers:
             if len(layer.choices) > 1:
@@ -46,7 +47,7 @@ class Supernet(nn.Module):
 
         Args:
             x: Images, ``(batch, channels, height, width)``.
-            gates: One gate a choice.
+            gates: One gate a choice; those named like nodes weigh what comes along their edges.
             checkpointed: Keep only what lies between layers; compute the rest again in the backward pass.
 
         Returns:
@@ -58,13 +59,19 @@ class Supernet(nn.Module):
         missing = [name for name in self.space.choice_names if name not in gates]
         if missing:
             raise MissingChoiceError(f"choice '{missing[0]}' has no gate; given: {', '.join(gates) or 'none'}.")
-        gated = [
-            partial(self.layers[layer.name], gate=gates[layer.choices[0]], checkpointed=checkpointed)
-            if layer.choices
-            else partial(recomputed, self.layers[layer.name], checkpointed=checkpointed)
-            for layer in self.space.layers
-        ]
+        gated = [self._gated(layer, gates, checkpointed) for layer in self.space.layers]
         return feed(gated, x, self.space.wiring)
+
+    def _gated(self, layer: LayerSpec, gates: Gates, checkpointed: bool) -> Callable[[Tensor], Tensor]:
+        module = self.layers[layer.name]
+        if not layer.choices:
+            return partial(recomputed, module, checkpointed=checkpointed)
+        mixed: Callable[[Tensor], Tensor] = partial(module, gate=gates[layer.choices[0]], checkpointed=checkpointed)
+        node, edge = self._edges.get(layer.choices[0], ("", 0))
+        if node not in gates:
+            return mixed
+        weight = gates[node].weights[edge]
+        return lambda x: weight * mixed(x)
 
 
 def _searched(module: nn.Module, signature: OpSignature, layer: LayerSpec) -> nn.Module:

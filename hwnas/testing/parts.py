@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import nn
 
 from hwnas.compute import Compute
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -20,9 +21,9 @@ from hwnas.search.relaxations import (
     UniformPath,
 )
 from hwnas.search.schedules import Linear
+from hwnas.search.state import initial_logits
 from hwnas.search.step import SearchStep
 from hwnas.space import SearchSpace
-from hwnas.supernet.supernet import Supernet
 from hwnas.testing.toys import toy_space, toy_table
 
 RELAXATIONS: dict[str, Relaxation] = {
@@ -58,8 +59,8 @@ def toy_step(
     low, high = feasible_range_ms(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        supernet = Supernet(space).train()
-    logits = {c.name: nn.Parameter(0.1 * torch.randn(len(c.options), generator=generator)) for c in space.choices}
+        supernet = recipe.supernet(space).train()
+    logits = initial_logits(space, replace(recipe, logit_std=0.1), generator)
     weight_batch, arch_batch = (
         (torch.randn(4, *space.input_shape, generator=generator), torch.randint(0, 10, (4,), generator=generator))
         for _ in range(2)
@@ -70,6 +71,7 @@ def toy_step(
         torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2),
         torch.optim.Adam(logits.values(), lr=0.01, betas=(0.5, 0.999)),
         torch.Generator().manual_seed(0),
+        candidates=space.candidates,
     )
     budget = Budget(model, (low + high) / 2)
     return SearchStep(state, recipe, budget, Compute(device="cpu"), progress, weight_batch, lambda: arch_batch)

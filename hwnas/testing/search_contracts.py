@@ -257,7 +257,8 @@ def _context(ratio: float) -> tuple[Context, list[nn.Parameter]]:
     probabilities = {name: torch.softmax(logit, 0) for name, logit in logits.items()}
     gates = {name: Gate(p, (0, 1, 2)) for name, p in probabilities.items()}
     budget = Budget(model, float(model.expected_ms(probabilities).detach()) / ratio)
-    return Context(budget, gates, probabilities, probabilities, {}, 0.5), list(logits.values())
+    context = Context(budget, gates, probabilities, probabilities, {}, 0.5, probabilities, logits)
+    return context, list(logits.values())
 
 
 def check_derivation(derivation: Derivation, model: LatencyModel | None = None) -> None:

@@ -256,7 +256,7 @@ def _space(skeleton: Skeleton, branches: Branches, options: dict[str, int]) -> S
 
 def _nodes(kept: int) -> tuple[Node, ...]:
     return tuple(
-        Node(tuple(f"{kind}_{edge_name(source, target)}" for source in range(target)), kept)
+        Node(f"{kind}_node{target}", tuple(f"{kind}_{edge_name(source, target)}" for source in range(target)), kept)
         for kind in KINDS
         for target in range(NUM_INPUTS, NUM_NODES)
     )

@@ -1,0 +1,59 @@
+"""The state that a search starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.compute import Compute
+from hwnas.search.protocols import Candidates, SearchState
+from hwnas.search.recipe import Recipe
+from hwnas.space import SearchSpace
+
+
+def initial_state(
+    space: SearchSpace,
+    recipe: Recipe,
+    seed: int,
+    compute: Compute,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    candidates: Candidates | None = None,
+) -> SearchState:
+    """A supernet, logits near zero and their optimizers.
+
+    Args:
+        space: Whose networks are derived.
+        recipe: The method.
+        seed: Decides weights and logits.
+        compute: Where the supernet goes.
+        weights: In place of random ones.
+        candidates: What is searched; the candidates of the space if not given.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        supernet = recipe.supernet(space)
+    if weights is not None:
+        supernet.load_state_dict(weights)
+    compute.move(supernet.train())
+    logits = initial_logits(space, recipe, generator)
+    optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
+    searched = space.candidates if candidates is None else candidates
+    return SearchState(supernet, logits, *optimizers, generator, candidates=searched)
+
+
+def initial_logits(space: SearchSpace, recipe: Recipe, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    """Logits of every choice and, where the recipe weighs edges, of every node, drawn from a normal distribution.
+
+    Args:
+        space: With the choices.
+        recipe: Says how far from zero they are.
+        generator: Of random numbers.
+    """
+    sizes = {choice.name: len(choice.options) for choice in space.choices}
+    if recipe.edge_weights:
+        sizes |= {node.name: len(node.choices) for node in space.nodes}
+    return {
+        name: nn.Parameter(recipe.logit_std * torch.randn(size, generator=generator)) for name, size in sizes.items()
+    }
