@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from rows import Rows, parsed
 from scipy.stats import kendalltau, spearmanr
 from torch.optim import SGD
 
@@ -52,6 +51,7 @@ from hwnas.space import Architecture, SearchSpace, macs
 from hwnas.supernet.supernet import Supernet
 
 FOLDER = Path("runs/nas-bench-macro")
+RESULTS = Rows(FOLDER / "results.jsonl")
 TRUTH = Path(__file__).parent.parent.parent / "shared/data/nas-bench-macro/nas_bench_macro.csv"
 NUM_DRAWS = 5000
 """Repetitions behind the mean best of some random networks."""
@@ -120,7 +120,7 @@ def supernet(arguments: argparse.Namespace) -> Trained:
         found, weight_images, arch_images, compute_of(arguments), arguments.seed,
         num_batches=4, max_images=arguments.images,
     )  # fmt: skip
-    return Trained(data, found, Kept(judge, run.file(f"scores-{arguments.images}.jsonl")))
+    return Trained(data, found, Kept(judge, Rows(run.file(f"scores-{arguments.images}.jsonl"))), run.path)
 
 
 def warmed_up(
@@ -153,7 +153,7 @@ def ranking(arguments: argparse.Namespace) -> None:
         for number, code in enumerate(chosen.arch, 1):
             found.append(trained.accuracy(space.architecture([int(digit) for digit in code])))
             reporter("ranking", number, len(chosen))
-    record(
+    RESULTS.add(
         {
             "stage": "ranking", "seed": arguments.seed, "networks": len(chosen), "images": arguments.images,
             "phases": arguments.phases,
@@ -173,9 +173,9 @@ def searches(arguments: argparse.Namespace) -> None:
     if arguments.table:
         model = LatencyModel.from_table(space, hwnas.LatencyTable.load(arguments.table))
     unit = "ms" if arguments.table else "M MACs"
-    known = {(row["seed"], row["recipe"], row["limit"], row["unit"], row["steps"]) for row in rows("search")}
+    done = partial(RESULTS.all, stage="search", seed=arguments.seed, steps=arguments.steps, phases=arguments.phases)
     for limit, name in itertools.product(map(float, arguments.limits.split(",")), arguments.recipes.split(",")):
-        if (arguments.seed, name, limit, unit, arguments.steps) in known:
+        if done(recipe=name, limit=limit, unit=unit):
             continue
         started, budget = time.monotonic(), Budget(model, limit)
         recipe = short(name, arguments, len(trained.data.train))
@@ -187,10 +187,10 @@ def searches(arguments: argparse.Namespace) -> None:
         for label, derivation in found.items():
             best = next(derivation(Finished(probabilities, trained.accuracy, arguments.seed), budget))
             code = code_of(space, best)
-            record(
+            RESULTS.add(
                 {
                     "stage": "search", "seed": arguments.seed, "recipe": label, "limit": limit, "unit": unit,
-                    "steps": arguments.steps, "architecture": code, "cost": model.exact_ms(best),
+                    "steps": arguments.steps, "phases": arguments.phases, "architecture": code, "cost": model.exact_ms(best),
                     "accuracy": truth.mean_acc[code], "seconds": took,
                 }
             )  # fmt: skip
@@ -206,7 +206,7 @@ def searched(
             for choice in budget.model.space.choices
         }
     folder = RunFolder(
-        FOLDER / f"search-{arguments.seed}-{label.replace(':', '-')}-{budget.max_ms:g}-{arguments.steps}"
+        trained.folder / f"search-{arguments.seed}-{label.replace(':', '-')}-{budget.max_ms:g}-{arguments.steps}"
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     data = trained.data
@@ -223,8 +223,8 @@ def searched(
 
 def summary(arguments: argparse.Namespace) -> None:
     """Tables of everything recorded, beside the mean best of random networks."""
-    print(pd.DataFrame(rows("ranking")).to_string(index=False))  # noqa: T201
-    found = pd.DataFrame(rows("search"))
+    print(pd.DataFrame(RESULTS.all(stage="ranking", phases=arguments.phases)).to_string(index=False))  # noqa: T201
+    found = pd.DataFrame(RESULTS.all(stage="search", phases=arguments.phases))
     truth, space, model = read_truth(arguments.truth), hwnas.create_space("nas-bench-macro"), mac_model()
     for (unit, limit), group in found[found.steps == arguments.steps].groupby(["unit", "limit"]):
         if unit == "ms":
@@ -239,8 +239,7 @@ def summary(arguments: argparse.Namespace) -> None:
 
 def mac_model(resolution: int = 32) -> LatencyModel:
     """Predicts millions of multiply-adds where others predict milliseconds."""
-    space = hwnas.create_space("nas-bench-macro", resolution=resolution)
-    return LatencyModel(space, tuple(np.asarray([macs(s) / 1e6 for s in layer.signatures]) for layer in space.layers))
+    return LatencyModel.counting(hwnas.create_space("nas-bench-macro", resolution=resolution), lambda s: macs(s) / 1e6)
 
 
 def short(label: str, arguments: argparse.Namespace, num_images: int) -> Recipe:
@@ -248,13 +247,11 @@ def short(label: str, arguments: argparse.Namespace, num_images: int) -> Recipe:
 
     Each gets the same number of passes of an image through an option, and logits that may move as far.
     """
-    name, _, setting = label.partition(":")
+    name, given = parsed(label)
     if not OPTIONS_RUN[label]:
         recipe = create_recipe(name, num_epochs=0)
         return replace(recipe, derivation=EVOLUTION) if isinstance(recipe.derivation, Evolution) else recipe
     steps = max(1, arguments.steps // OPTIONS_RUN[label])
-    key, _, value = setting.partition("=")
-    given = {key: int(value) if value.isdigit() else value} if key else {}
     recipe = create_recipe(name, batch_size=SEARCH_BATCH, arch_lr=FARTHEST / steps, **given)
     if isinstance(recipe.scheme, Alternating | Reinforce):
         recipe = replace(recipe, scheme=replace(recipe.scheme, warm_up=0.0, every=1))
@@ -270,25 +267,23 @@ class Kept:
     """Accuracies of paths, kept in a file, as they are asked for again and again."""
 
     accuracy: PathAccuracy
-    path: Path
+    kept: Rows
 
     def __call__(self, architecture: Architecture) -> float:
         """Accuracy with the supernet's weights."""
-        known = {row["id"]: row["accuracy"] for row in read(self.path)}
-        if architecture.id not in known:
-            known[architecture.id] = self.accuracy(architecture)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"id": architecture.id, "accuracy": known[architecture.id]}) + "\n")
-        return float(known[architecture.id])
+        if not self.kept.all(id=architecture.id):
+            self.kept.add({"id": architecture.id, "accuracy": self.accuracy(architecture)})
+        return float(self.kept.all(id=architecture.id)[0]["accuracy"])
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained supernet, its images, and the accuracy of its paths on those that trained no weights."""
+    """A trained supernet, its images, the accuracy of its paths on those that trained no weights, and where it is."""
 
     data: ImageData
     supernet: Supernet
     accuracy: Kept
+    folder: Path
 
 
 def compute_of(arguments: argparse.Namespace) -> Compute:
@@ -311,23 +306,6 @@ def random_best(accuracies: np.ndarray, count: int) -> float:
 def read_truth(path: Path) -> pd.DataFrame:
     """The benchmark."""
     return pd.read_csv(path, dtype={"arch": str})
-
-
-def record(row: dict[str, Any]) -> None:
-    """Keeps a result and prints it."""
-    print(row)  # noqa: T201
-    with (FOLDER / "results.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def rows(stage: str) -> list[dict[str, Any]]:
-    """The results that were kept."""
-    return [row for row in read(FOLDER / "results.jsonl") if row["stage"] == stage]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """A file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 STAGES = {"supernet": supernet, "ranking": ranking, "search": searches, "summary": summary}

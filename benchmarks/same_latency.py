@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rows import Rows
 from torch import nn
 from torchvision.models import mobilenet_v2
 
@@ -67,9 +67,9 @@ def main() -> None:
     arguments = parser.parse_args()
     run = RunFolder.open(arguments.run)
     settings = f"{run.architecture().id}-epochs{arguments.epochs}-batch{arguments.batch_size}"
-    kept = run.file(f"same-latency-{settings}.jsonl")
+    kept = Rows(run.file(f"same-latency-{settings}.jsonl"))
     for seed, (name, ms, build) in itertools.product(range(arguments.seeds), rivals(run)):
-        if not any((row["network"], row["seed"]) == (name, seed) for row in read(kept)):
+        if not kept.all(network=name, seed=seed):
             torch.manual_seed(seed)
             row = {
                 "network": name,
@@ -77,10 +77,9 @@ def main() -> None:
                 "seed": seed,
                 **trained(build(), run, arguments, f"{settings}-{name}", seed),
             }
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            kept.add(row)
     print(f"{datetime.date.today()} {run.table().environment}, torch {torch.__version__}, {arguments}")  # noqa: T201
-    found = pd.DataFrame(read(kept))
+    found = pd.DataFrame(kept.all())
     found["kind"] = found.network.str.replace(r" \d+$", "", regex=True)
     print(found.groupby("kind").agg({"ms": "mean", "accuracy": ["mean", "std", "count"]}).to_string())  # noqa: T201
 
@@ -155,11 +154,6 @@ def trained(
             network, data, folder, options=options, compute=compute, seed=seed, identity=name, progress=reporter
         )
     return {"accuracy": scores.top1}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """What was kept so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

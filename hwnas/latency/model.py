@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,25 @@ class LatencyModel:
         return plain.calibrate(*measured_networks(record)) if record else plain
 
     @classmethod
+    def counting(cls, space: SearchSpace, cost: Callable[[OpSignature], float]) -> LatencyModel:
+        """Another cost in the place of milliseconds, which then limits and regularizes a search like latency.
+
+        Args:
+            space: With its operators.
+            cost: Of one operator, such as ``hwnas.space.macs`` or ``hwnas.space.parameters``.
+
+        Example:
+            >>> from hwnas.space import parameters
+            >>> from hwnas.testing.toys import toy_space
+            >>> space = toy_space()
+            >>> model = LatencyModel.counting(space, parameters)
+            >>> smallest = space.architecture([2, 2, 2])
+            >>> model.exact_ms(smallest) == sum(map(parameters, space.operators(smallest)))
+            True
+        """
+        return cls(space, tuple(np.asarray([float(cost(s)) for s in layer.signatures]) for layer in space.layers))
+
+    @classmethod
     def without_table(cls, space: SearchSpace) -> LatencyModel:
         """A model that knows nothing: it predicts NaN until it is calibrated.
 
@@ -112,7 +131,7 @@ class LatencyModel:
         measured = _latencies(measured_ms, len(indices))
         entries = Entries(self.space, self.layer_ms)
         error = held_out(indices, measured, lambda some, ms: self._fitted(entries, some, ms).exact_ms_many)
-        multiply_adds = self._macs().exact_ms_many(indices)
+        multiply_adds = LatencyModel.counting(self.space, macs).exact_ms_many(indices)
         baselines = {"fit to MACs": held_out(multiply_adds, measured, Affine.fit)}
         if self._knows:
             baselines = {"plain sum": PredictionError.between(self.exact_ms_many(indices), measured), **baselines}
@@ -253,9 +272,6 @@ class LatencyModel:
         ]
         return [*shares, ("overhead", self.overhead_ms)]
 
-    def _macs(self) -> LatencyModel:
-        layers = [np.asarray([macs(s) for s in layer.signatures], dtype=np.float64) for layer in self.space.layers]
-        return LatencyModel(self.space, tuple(layers))
 
 
 def _entry_ms(signature: OpSignature, table: LatencyTable) -> float:
