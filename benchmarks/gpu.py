@@ -168,7 +168,7 @@ def nas_bench(dry: bool, out: Path) -> Iterator[Row]:
     common = [*data, "--phases", phases, "--batch-size", size, "--workers", 0 if dry else 12, "--seed", seed]
     yield from script("nas_bench_macro", out, "ranking", *common, "--networks", 2 if dry else 200)
     yield from script("nas_bench_macro", out, "search", *common, *steps, *recipes)
-    yield from script("nas_bench_macro", out, "summary", *data, *steps)
+    yield from script("nas_bench_macro", out, "summary", *common, *steps)
     weights = f"runs/nas-bench-macro/supernet-batch{size}-seed{seed}-{phases.replace(':', 'x')}/search.pt"
     plan = ["--paths", 20, "--steps", 2] if dry else ["--device", "cuda", "--batch-size", 128]
     yield from script("gradients", out, "--data", f"npz:{data[1]}", "--weights", weights, "--seed", seed, *plan)

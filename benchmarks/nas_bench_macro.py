@@ -190,8 +190,8 @@ def searches(arguments: argparse.Namespace) -> None:
             RESULTS.add(
                 {
                     "stage": "search", "seed": arguments.seed, "recipe": label, "limit": limit, "unit": unit,
-                    "steps": arguments.steps, "phases": arguments.phases, "architecture": code, "cost": model.exact_ms(best),
-                    "accuracy": truth.mean_acc[code], "seconds": took,
+                    "steps": arguments.steps, "phases": arguments.phases, "architecture": code,
+                    "cost": model.exact_ms(best), "accuracy": truth.mean_acc[code], "seconds": took,
                 }
             )  # fmt: skip
 
