@@ -16,7 +16,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.search.protocols import Batch, Context, Derivation, Finished, Logits, Regularizer, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.step import Part, SearchStep
-from hwnas.space import Architecture
+from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.testing.parts import toy_step
 from hwnas.testing.toys import toy_latency_model, toy_space
@@ -112,7 +112,7 @@ class _Watched(SearchStep):
         return super().losses(batch, gates, label_smoothing=label_smoothing)
 
 
-def check_scheme(recipe: Recipe, *, progress: float = 0.5) -> SearchState:
+def check_scheme(recipe: Recipe, *, progress: float = 0.5, space: SearchSpace | None = None) -> SearchState:
     """One step of a recipe's scheme is finite and repeatable, and keeps weights and logits apart.
 
     A scheme needs other parts beside it, so the check takes a recipe; ``dataclasses.replace`` puts a scheme of one's
@@ -129,6 +129,7 @@ def check_scheme(recipe: Recipe, *, progress: float = 0.5) -> SearchState:
     Args:
         recipe: With the scheme.
         progress: Of the search; one at which the scheme does all it ever does.
+        space: In place of the toy space, such as a small one of cells.
 
     Returns:
         The state after one step.
@@ -136,8 +137,8 @@ def check_scheme(recipe: Recipe, *, progress: float = 0.5) -> SearchState:
     Raises:
         AssertionError: Says what the scheme did wrong.
     """
-    before = _state_of(toy_step(recipe, num_layers=2).state)
-    (step, figures), (repeated, same_figures) = (_one_step(recipe, progress) for _ in range(2))
+    before = _state_of(toy_step(recipe, num_layers=2, space=space).state)
+    (step, figures), (repeated, same_figures) = (_one_step(recipe, progress, space) for _ in range(2))
     state, after = step.state, _state_of(step.state)
     assert all(map(math.isfinite, figures.values())), f"a figure is not finite: {figures}"
     assert all(bool(torch.isfinite(value).all()) for value in after.values()), "weights or logits are not finite"
@@ -148,26 +149,36 @@ def check_scheme(recipe: Recipe, *, progress: float = 0.5) -> SearchState:
     left = [p for p in (*state.supernet.parameters(), *state.logits.values()) if p.grad is not None]
     assert not left, "it left gradients behind; the next step would add to them"
     assert all(module.training for module in state.supernet.modules()), "it left the supernet out of training"
-    idle = {f"layers.{name}.options.{k}." for name, logit in state.logits.items() for k in range(len(logit))}
-    idle -= {f"layers.{name}.options.{k}." for name, k in step.paths}
-    off_path = [name for name in _differences(before, after) if name.startswith(tuple(idle))]
+    moved = _differences(before, after)
+    off_path = [name for name in moved if name.startswith(tuple(_idle(state.supernet.space, step.paths)))]
     assert not off_path, f"weights moved that were on no path: {off_path}; a gradient of None must stay None"
-    _check_apart(recipe, progress)
+    _check_apart(recipe, progress, space)
     return state
 
 
-def _check_apart(recipe: Recipe, progress: float) -> None:
+def _idle(space: SearchSpace, paths: set[tuple[str, int]]) -> Iterator[str]:
+    """How names of weights of options begin that never ran."""
+    for layer in space.layers:
+        for choice in layer.choices:
+            for k in range(len(layer.signatures)):
+                if (choice, k) not in paths:
+                    yield f"layers.{layer.name}.options.{k}."
+
+
+def _check_apart(recipe: Recipe, progress: float, space: SearchSpace | None) -> None:
     """With logits that stand still, other images of the architecture half leave the same weights."""
     still = recipe if recipe.arch_lr is None else replace(recipe, arch_lr=0.0)
-    results = [_one_step(still, progress, arch_rate=0.0, negative=negative)[0].state for negative in (False, True)]
+    results = [
+        _one_step(still, progress, space, arch_rate=0.0, negative=negative)[0].state for negative in (False, True)
+    ]
     weights = [state.supernet.state_dict() for state in results]
     assert not _differences(*weights), "images of the architecture half moved weights or batch-norm statistics"
 
 
 def _one_step(
-    recipe: Recipe, progress: float, *, arch_rate: float = 0.01, negative: bool = False
+    recipe: Recipe, progress: float, space: SearchSpace | None, *, arch_rate: float = 0.01, negative: bool = False
 ) -> tuple[_Watched, dict[str, float]]:
-    toy = toy_step(recipe, num_layers=2, progress=progress)
+    toy = toy_step(recipe, num_layers=2, progress=progress, space=space)
     fetched: list[None] = []
     toy.state.arch_optimizer.param_groups[0]["lr"] = arch_rate
     images, labels = toy.next_arch_batch()
