@@ -160,6 +160,7 @@ def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
     compute.check_parts(recipe.batch_size, world_size())
     for term in recipe.regularizers:
         term.check(budget)
+    recipe.derivation.check(budget.model.space)
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
@@ -257,7 +258,7 @@ def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> di
     last = stopped(state, recipe)
     if last is not None:
         return dict(state.history[last - 1].probabilities)
-    narrowed = Narrowed(recipe.relaxation, state.candidates, state.supernet.space.edges)
+    narrowed = Narrowed.to(state.supernet.space, recipe.relaxation, state.candidates)
     return narrowed.probabilities(state.logits, progress=progress)
 
 

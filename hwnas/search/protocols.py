@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Progress, no_progress
 from hwnas.search.nodes import among_networks
-from hwnas.space import Architecture
+from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet.gates import Gates
 from hwnas.supernet.supernet import Supernet
 
@@ -54,6 +54,17 @@ class Relaxation(Protocol):
         made to add up to one.
         """
         return torch.softmax(logit, 0)
+
+    def kept(self, logit: Tensor, *, progress: float) -> Tensor | None:
+        """Probability, a scalar, that a choice has any of its options, where it can do without all of them.
+
+        None where options compete, so that one of them is certain.
+        """
+        return None
+
+    def fit(self, space: SearchSpace, candidates: Candidates) -> Relaxation:
+        """The same for a space, of which it may want to know the operators; logits are those of the candidates."""
+        return self
 
     def settle(self, logits: Logits, gates: Gates, before: dict[str, Tensor]) -> None:
         """Called after an architecture step, with the gates it used and the logits before it; may correct them."""
@@ -233,6 +244,14 @@ class Derivation(Protocol):
     """
 
     evaluates: ClassVar[bool] = False
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuses, before the first step, a space that the rule does not fit.
+
+        Raises:
+            UsageError: Says which space would do.
+        """
+        return
 
     def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
         """Yields architectures, each within ``budget``."""
