@@ -173,13 +173,14 @@ class Regularizer(Protocol):
 
     def update(self, context: Context) -> None:
         """Called after each architecture step; changes nothing but ``context.scalars``."""
+        return
 
 
 class Pruner(Protocol):
     """Takes options out of the search, at the end of every epoch."""
 
     def __call__(self, step: SearchStep) -> Candidates:
-        """What is searched from now on: of every choice a part of what was, with at least one option.
+        """What is searched from now on: of every choice a part of what was, or ``none`` alone; at least one option.
 
         Args:
             step: Of the state as it is now, the epoch that ended last in its history.
