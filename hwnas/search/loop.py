@@ -24,14 +24,17 @@ from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
 from hwnas.search.candidates import Narrowed
 from hwnas.search.checkpoints import Checkpoints
+from hwnas.search.cutout import cut_out
 from hwnas.search.epochs import end_epoch, most_probable, stopped
 from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
 from hwnas.search.nodes import among_networks
-from hwnas.search.protocols import Candidates, SearchState
+from hwnas.search.protocols import Candidates, Epoch, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, mean_entropy
 from hwnas.search.rehearsal import predicted_peak
+from hwnas.search.schedules import value_at
 from hwnas.search.state import initial_state
+from hwnas.search.stoppers import decay_of
 from hwnas.supernet.supernet import Supernet
 
 logger = logging.getLogger("hwnas")
@@ -53,6 +56,7 @@ class SearchResult:
         weight_images: What trained the weights.
         arch_images: The other training images; None where all trained weights.
         candidates: What was searched in the end.
+        history: What was found at the end of every epoch, where the recipe stops early or prunes.
     """
 
     supernet: Supernet
@@ -60,6 +64,7 @@ class SearchResult:
     weight_images: ImageDataset
     arch_images: ImageDataset | None = None
     candidates: Candidates = field(default_factory=dict)
+    history: tuple[Epoch, ...] = ()
 
 
 def search(
@@ -113,7 +118,8 @@ def search(
         first = again(budget, data, stage.recipe, run.stage(number), candidates=candidates)
         candidates = most_probable(first.probabilities, first.candidates, stage.keep)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
-    checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint)
+    reach = recipe.stopper.reach if recipe.stopper and recipe.roll_back else None
+    checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint, reach=reach)
     with contextlib.ExitStack() as stack:
         need = partial(_predicted_bytes, budget, recipe, compute, candidates)
         stack.enter_context(compute.memory_guard(recipe.batch_size, need))
@@ -135,7 +141,22 @@ def search(
                 raise KeyboardInterrupt
     if not path.exists():  # no epochs at all
         checkpoints.offer(state, now=True)
-    return SearchResult(state.supernet, _probabilities(state, recipe, progress=1.0), *images, state.candidates)
+    if _rolled_back(state, recipe, checkpoints, say if rank() == 0 else _silent):
+        return again(budget, data, recipe, run, weights=weights, candidates=candidates)
+    checkpoints.finish()
+    probabilities = _probabilities(state, recipe, progress=1.0)
+    return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history))
+
+
+def _rolled_back(state: SearchState, recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> bool:
+    """Whether a search that its stopper has ended is to go on from an earlier epoch."""
+    epoch = stopped(state, recipe)
+    decay = recipe.roll_back.next(decay_of(state.weight_optimizer)) if recipe.roll_back else None
+    if epoch is None or decay is None:
+        return False
+    say(f"back from epoch {len(state.history)} to epoch {epoch}, and on with a weight decay of {decay:g}")
+    checkpoints.roll_back(epoch, decay)
+    return True
 
 
 def _meter(progress: Progress, recipe: Recipe, compute: Compute, budget: Budget) -> Meter:
@@ -161,6 +182,8 @@ def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
     for term in recipe.regularizers:
         term.check(budget)
     recipe.derivation.check(budget.model.space)
+    if recipe.stopper:
+        recipe.stopper.check(recipe, budget.model.space)
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
@@ -211,7 +234,8 @@ def _steps(
         stack.callback(getattr(arch_batches, "close", bool))
         while not _over(state, recipe, total):
             state.generator.manual_seed(_step_seed(seed, state.step))
-            progress, batch = state.step / total, next(weight_batches)
+            progress, (images_now, labels) = state.step / total, next(weight_batches)
+            batch = cut_out(images_now, value_at(recipe.cutout, progress), state.generator), labels
             step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
             with peaks, compute.seeded(seed, state.step, rank()):
                 figures = recipe.scheme(step)
