@@ -234,8 +234,8 @@ def _steps(
         stack.callback(getattr(arch_batches, "close", bool))
         while not _over(state, recipe, total):
             state.generator.manual_seed(_step_seed(seed, state.step))
-            progress, (images_now, labels) = state.step / total, next(weight_batches)
-            batch = cut_out(images_now, value_at(recipe.cutout, progress), state.generator), labels
+            progress, (pixels, labels) = state.step / total, next(weight_batches)
+            batch = cut_out(pixels, value_at(recipe.cutout, progress), state.generator), labels
             step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
             with peaks, compute.seeded(seed, state.step, rank()):
                 figures = recipe.scheme(step)

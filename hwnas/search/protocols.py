@@ -190,6 +190,19 @@ class Pruner(Protocol):
 class Stopper(Protocol):
     """Ends a search early, and says what of it is the result."""
 
+    @property
+    def reach(self) -> int:
+        """How many epochs before the last one the result may lie, where a search can go back to it."""
+        return 0
+
+    def check(self, recipe: Recipe, space: SearchSpace) -> None:
+        """Refuses, before the first step, a recipe or a space of which it cannot say when to end.
+
+        Raises:
+            UsageError: Says what would do.
+        """
+        return
+
     def measure(self, step: SearchStep) -> dict[str, float]:
         """Figures of the epoch that has just ended, kept in the history; may fetch images."""
         return {}

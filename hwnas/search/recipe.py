@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, 
 from hwnas.search.schedules import Scalar, value_at
 from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.supernet import Supernet
+
+if TYPE_CHECKING:
+    from hwnas.search.stoppers import RollBack
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -48,6 +52,8 @@ class Recipe:
         partial_channels: Edges are searched on one of so many parts of their channels; see ``PartialOp``.
         skip_dropout: Share of the features that are dropped after every skip; see ``SkipDropout``.
         drop_path: Share of the images whose edge is dropped, edge by edge.
+        cutout: Share of the images of the weight steps that CutOut takes a square of 16 pixels from.
+        roll_back: Goes back to where the stopper says, instead of ending there.
 
     Raises:
         UsageError: A number is out of range, or a part would have no effect beside the others.
@@ -77,6 +83,8 @@ class Recipe:
     partial_channels: int = 1
     skip_dropout: Scalar = 0.0
     drop_path: Scalar = 0.0
+    cutout: Scalar = 0.0
+    roll_back: RollBack | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.batch_size < 2:
@@ -104,7 +112,12 @@ class Recipe:
             for rate in (value_at(getattr(self, name), progress) for progress in (0.0, 0.5, 1.0)):
                 if not 0 <= rate < 1:
                     raise UsageError(f"recipe '{self.name}' has a {name} of {rate:g}; expected from 0 to below 1.")
+        for share in (value_at(self.cutout, progress) for progress in (0.0, 0.5, 1.0)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"recipe '{self.name}' has a cutout of {share:g}; expected from 0 to 1.")
         self.scheme.check(self)
+        if self.roll_back:
+            self.roll_back.check(self)
 
     @property
     def resolved(self) -> str:
