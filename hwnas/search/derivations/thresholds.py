@@ -16,9 +16,6 @@ from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.search.surviving import surviving
 from hwnas.space import NONE, Architecture, Joined, SearchSpace
 
-NEVER = -1e5
-"""Score of an option that the rule forbids; a network of permitted ones scores more, however improbable."""
-
 
 @dataclass(frozen=True)
 class Threshold(Derivation):
@@ -73,13 +70,13 @@ class Threshold(Derivation):
         first = self._kept(weights, space)
         lost = [space.idle[choice.name] for choice in space.choices]
         scores = [np.log(np.clip(weight, 1e-12, None)) for weight in weights]
-        for score, kept, none in zip(scores, first, lost, strict=True):
-            if kept == none:
-                score[np.arange(len(score)) != none] = NEVER
-        found = itertools.takewhile(
-            lambda row: sum(score[k] for score, k in zip(scores, row, strict=True)) > NEVER,
-            solve(model, scores, max_ms=budget.max_ms),
-        )
+        other = [
+            (position, option)
+            for position, (kept, none) in enumerate(zip(first, lost, strict=True))
+            for option in range(len(scores[position]))
+            if kept == none != option
+        ]
+        found = solve(model, scores, max_ms=budget.max_ms, rare=other)
         within = [first] if budget.allows(float(model.exact_ms_many([first])[0])) else []
         yield from Unseen(space).among(itertools.chain(within, found))
 
