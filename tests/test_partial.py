@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hwnas.accuracy import PathAccuracy
 from hwnas.compute import Compute
+from hwnas.data import load_data
 from hwnas.errors import RunError, UsageError
 from hwnas.recipes import create_recipe
+from hwnas.search.derivations import SampleAndScore
+from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
 from hwnas.search.rehearsal import predicted_peak
 from hwnas.search.relaxations import BinaryGates, Softmax, StraightThroughGumbel
@@ -168,6 +173,16 @@ def test_networks_that_are_taken_out_pass_the_same_channels_by() -> None:
             kept = torch.tensor([float(chosen[name] != NONE) for name in node.choices])
             gates[node.name] = Gate(kept, tuple(range(len(kept))))
         assert torch.equal(extract(supernet, architecture)(images), supernet(images, gates))
+
+
+def test_derivations_by_accuracy_score_them() -> None:
+    data, derivation = load_data("digits", resolution=16), SampleAndScore(num_samples=2, floor=0.0)
+    few = data.train.subset(np.arange(64))
+    accuracy = PathAccuracy(Supernet(CELLS, partial_channels=4), few, few, Compute(device="cpu"), num_batches=1)
+    step = toy_step(recipe(), space=CELLS)
+    found = [*derivation(Finished(step.probabilities(), accuracy), step.budget)]
+    assert len(found) == 2
+    assert 0 <= accuracy(found[1]) <= accuracy(found[0]) <= 1
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,6 @@ def broken():
 
 OF_CELLS: dict[str, tuple[str, dict[str, int]]] = {
     "fair_darts": ("robust-darts", {"subspace": 2, "inputs": 0}),
-    "fair_darts": ("darts-cell", {"inputs": 0, "with_none": 0}),
     "p_darts": ("robust-darts", {"subspace": 2}),
     "pc_darts": ("robust-darts", {"subspace": 2}),
 }
