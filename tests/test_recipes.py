@@ -47,6 +47,7 @@ def broken():
 """
 
 OF_CELLS: dict[str, tuple[str, dict[str, int]]] = {
+    "darts_plus": ("robust-darts", {"subspace": 2}),
     "fair_darts": ("robust-darts", {"subspace": 2, "inputs": 0}),
     "p_darts": ("robust-darts", {"subspace": 2}),
     "pc_darts": ("robust-darts", {"subspace": 2}),
