@@ -16,6 +16,7 @@ from hwnas.data import load_data
 from hwnas.errors import RunError, UsageError
 from hwnas.recipes import create_recipe
 from hwnas.search.derivations import SampleAndScore
+from hwnas.search.logit_terms import BetaDecay
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
 from hwnas.search.rehearsal import predicted_peak
@@ -157,8 +158,9 @@ def test_logits_of_options_and_edges_rest_for_15_of_50_epochs(progress: float, m
 
 
 @pytest.mark.parametrize("relaxation", [StraightThroughGumbel(1.0), BinaryGates("two")], ids=["gumbel", "two-path"])
-def test_it_combines_with_sampling(relaxation: StraightThroughGumbel | BinaryGates) -> None:
-    step = toy_step(recipe(relaxation=relaxation), space=CELLS)
+def test_it_combines_with_sampling_and_beta_decay(relaxation: StraightThroughGumbel | BinaryGates) -> None:
+    terms = (*recipe().regularizers, BetaDecay(0.5))  # beside the latency term
+    step = toy_step(recipe(relaxation=relaxation, regularizers=terms), space=CELLS)
     before = {name: logit.detach().clone() for name, logit in step.state.logits.items()}
     assert step.recipe.scheme(step)["weight_loss"] > 0
     assert not any(torch.equal(before[name], logit) for name, logit in step.state.logits.items())
