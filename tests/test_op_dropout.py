@@ -72,7 +72,7 @@ def test_an_architecture_step_keeps_the_ratio_of_dropped_to_kept() -> None:
     before = {name: logit.detach().clone() for name, logit in step.state.logits.items()}
     generator = torch.Generator().manual_seed(0)
     gradients = {name: torch.randn(8, dtype=torch.float64, generator=generator) for name in before}
-    step.move_logits(gradients, gates, step.context(gates))  # type: ignore[arg-type]
+    step.move_logits(gradients, gates, step.context(gates))
     for name, gate in gates.items():
         kept = list(gate.active)
         dropped = [k for k in range(8) if k not in kept]

@@ -112,7 +112,7 @@ def test_a_threshold_refuses_other_spaces(space: SearchSpace) -> None:
 def test_thresholds_out_of_range_are_refused() -> None:
     for wrong in ({"threshold": 1.5}, {"at_most": 0}):
         with pytest.raises(UsageError, match=r"published 0\.85 and 2"):
-            Threshold(**wrong)  # type: ignore[arg-type]
+            Threshold(**wrong)
 
 
 def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:

@@ -114,12 +114,9 @@ def search(
     again = partial(
         search, seed=seed, compute=compute, checkpoint_seconds=checkpoint_seconds, progress=progress, say=say
     )
-    for number, stage in enumerate(recipe.stages, 1):
-        first = again(budget, data, stage.recipe, run.stage(number), candidates=candidates)
-        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
+    candidates = _after_stages(partial(again, budget, data), recipe, run, candidates)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
-    reach = recipe.stopper.reach if recipe.stopper and recipe.roll_back else None
-    checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint, reach=reach)
+    checkpoints = _checkpoints(path, recipe, checkpoint_seconds, data)
     with contextlib.ExitStack() as stack:
         need = partial(_predicted_bytes, budget, recipe, compute, candidates)
         stack.enter_context(compute.memory_guard(recipe.batch_size, need))
@@ -143,16 +140,35 @@ def search(
         checkpoints.offer(state, now=True)
     if _rolled_back(state, recipe, checkpoints, say if rank() == 0 else _silent):
         return again(budget, data, recipe, run, weights=weights, candidates=candidates)
-    checkpoints.finish()
+    return _result(state, recipe, images)
+
+
+def _after_stages(
+    again: Callable[..., SearchResult], recipe: Recipe, run: RunFolder, candidates: Candidates | None
+) -> Candidates | None:
+    """What the searches before this one leave of the candidates."""
+    for number, stage in enumerate(recipe.stages, 1):
+        first = again(stage.recipe, run.stage(number), candidates=candidates)
+        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
+    return candidates
+
+
+def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) -> Checkpoints:
+    reach = recipe.stopper.reach if recipe.stopper and recipe.roll_back else None
+    return Checkpoints(path, seconds, data.fingerprint, reach=reach)
+
+
+def _result(state: SearchState, recipe: Recipe, images: tuple[ImageDataset, ImageDataset | None]) -> SearchResult:
     probabilities = _probabilities(state, recipe, progress=1.0)
     return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history))
 
 
 def _rolled_back(state: SearchState, recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> bool:
-    """Whether a search that its stopper has ended is to go on from an earlier epoch."""
+    """Whether a search that its stopper has ended is to go on from an earlier epoch; if not, none of these is kept."""
     epoch = stopped(state, recipe)
     decay = recipe.roll_back.next(decay_of(state.weight_optimizer)) if recipe.roll_back else None
     if epoch is None or decay is None:
+        checkpoints.finish()
         return False
     say(f"back from epoch {len(state.history)} to epoch {epoch}, and on with a weight decay of {decay:g}")
     checkpoints.roll_back(epoch, decay)
