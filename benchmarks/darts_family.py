@@ -6,10 +6,10 @@
     python benchmarks/darts_family.py regret --nb201 FILE --data npz:cifar10.npz --seed 0     # on nas-bench-201
 
 ``costs``: activations and gradients of a step, and its time, as ratios to DARTS in the same run; the memory of one
-sampled operator an edge among 2, 4 and 8. ``search``: every method starts from the same weights, goes over the same images equally
-often, and its logits may move as far. Then come the accuracy of the supernet, of the derived network with inherited
-weights, after batch-norm recalibration, and trained anew; all on the same test images. No multiply-adds are too many
-unless ``--limit`` says so. Everything is kept in ``runs/darts-family`` and goes on where it stopped.
+sampled operator an edge among 2, 4 and 8. ``search``: every method starts from the same weights, goes over the same
+images equally often, and its logits may move as far. Then come the accuracy of the supernet, of the derived network
+with inherited weights, after batch-norm recalibration, and trained anew; all on the same test images. No multiply-adds
+are too many unless ``--limit`` says so. Everything is kept in ``runs/darts-family`` and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rows import Rows, parsed
 
 import hwnas
 from hwnas.accuracy import PathAccuracy
-from hwnas.cli_options import built_space
 from hwnas.checkpoint import load_checkpoint
+from hwnas.cli_options import built_space
 from hwnas.compute import Compute
 from hwnas.console import Reporter
 from hwnas.data import BatchStream, ImageData, ImageDataset, load_data
@@ -238,7 +238,9 @@ def searched(
         ),
         "inherited": judge.as_trained(best),
         "recalibrated": judge(best),
-        "eigenvalue": dominant_eigenvalue(step) if recipe.relaxation.differentiable else float("nan"),
+        "eigenvalue": dominant_eigenvalue(step, step.arch_batch())
+        if recipe.relaxation.differentiable
+        else float("nan"),
     }
 
 
@@ -289,7 +291,8 @@ def recipe_of(name: str, arguments: argparse.Namespace, steps: float) -> Recipe:
     """A method at the common length; its logits may move as far as those of all others."""
     recipe, given = parsed(name)
     lengths: dict[str, Any] = {"num_epochs": arguments.epochs, "batch_size": arguments.batch_size}
-    return create_recipe(recipe, **lengths, arch_lr=FARTHEST / max(1.0, steps), **given)
+    rate = {} if recipe == "cp_nas" else {"arch_lr": FARTHEST / max(1.0, steps)}  # its logits are sums of accuracies
+    return create_recipe(recipe, **lengths, **rate, **given)
 
 
 def space_of(name: str, arguments: argparse.Namespace) -> SearchSpace:

@@ -16,7 +16,7 @@ from hwnas.compute import Compute
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.recipes import create_recipe
-from hwnas.search.gradients import ArchGradient, FirstOrder, Unrolled, virtual_step
+from hwnas.search.gradients import Amended, ArchGradient, FirstOrder, MixedLevel, Unrolled, through_gates, virtual_step
 from hwnas.search.protocols import Batch, Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import BinaryGates, Sigmoid, Softmax, StraightThroughGumbel
@@ -88,6 +88,69 @@ def test_first_order_descent_ends_at_two(arch_first: bool) -> None:
     assert converged(Alternating(gradient=FirstOrder(), arch_first=arch_first), 0.1) == pytest.approx((2, 2), abs=1e-6)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.1, 0.25])
+@pytest.mark.parametrize("exact", [True, False])
+def test_amended_descent_ends_where_theory_says(eta: float, exact: bool) -> None:
+    # H = 2, M = -2, v = a: w - 2 + 4 eta a = 0 at w = a; 1.4286 for eta = 0.1, and the optimum 1 for 0.25.
+    scheme = Alternating(gradient=Amended(eta, exact=exact), arch_first=True)
+    assert converged(scheme, 0.1) == pytest.approx((2 / (1 + 4 * eta),) * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_mixed_level_descent_ends_at_two(weight: float) -> None:
+    # 2 a - 2 w + weight (w - 2) = 0 at w = a.
+    assert converged(Alternating(gradient=MixedLevel(weight)), 0.1) == pytest.approx((2, 2), abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Quadratic(Analytic):
+    """``L_tr = w'Hw / 2 + a'Mw`` and ``L_val = v'w``."""
+
+    terms: tuple[Tensor, Tensor, Tensor] = (torch.zeros(0),) * 3
+
+    def losses(self, batch: Batch, gates: Gates, *, label_smoothing: float = 0.0) -> Iterator[Part]:
+        (matrix,), a, (hessian, mixed, v) = self.state.supernet.parameters(), gates["a"].weights, self.terms
+        w = matrix.flatten()
+        loss = w @ hessian @ w / 2 + a @ mixed @ w if batch is TRAIN else v @ w
+        yield Part(loss + 0 * a.sum(), torch.zeros(()))
+
+
+def amended_term(hessian: Tensor, mixed: Tensor, v: Tensor, *, eta: float, exact: bool) -> Tensor:
+    """The gradient that ``Amended`` finds there; ``dL_val / da`` is 0."""
+    network = nn.Linear(len(v), 1, bias=False).double()
+    logit = nn.Parameter(torch.randn(len(mixed), dtype=torch.float64))
+    optimizers = torch.optim.SGD(network.parameters(), lr=0.1), torch.optim.SGD([logit], lr=0.1)
+    state = SearchState(network, {"a": logit}, *optimizers, torch.Generator())  # type: ignore[arg-type]
+    recipe = replace(create_recipe("darts"), relaxation=Itself(), regularizers=())
+    terms = hessian, mixed, v
+    step = Quadratic(state, recipe, toy_budget(), Compute(device="cpu"), 0.0, TRAIN, lambda: VAL, terms)
+    found = Amended(eta, exact=exact)(step, step.recipe.relaxation(
+        state.logits, progress=0.0, generator=state.generator)).gradients["a"]  # fmt: skip
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_amended_term_is_that_of_a_known_quadratic(exact: bool) -> None:
+    torch.manual_seed(1)
+    root, mixed, v = torch.randn(5, 5).double(), torch.randn(3, 5).double(), torch.randn(5).double()
+    hessian = root @ root.T
+    found = amended_term(hessian, mixed, v, eta=0.1, exact=exact)
+    torch.testing.assert_close(found, -0.1 * mixed @ hessian @ v, rtol=1e-6, atol=1e-6)
+    c = 3.0  # H = c I: a multiple, eta c^2, of the implicit term -M v / c
+    found = amended_term(c * torch.eye(5).double(), mixed, v, eta=0.1, exact=exact)
+    torch.testing.assert_close(found, 0.1 * c**2 * (-mixed @ v / c), rtol=1e-6, atol=1e-6)
+
+
+def test_the_amended_term_may_point_away_from_the_implicit_one() -> None:
+    # The authors' claim that it never does is no identity: M H^-1 v = 1 - 0.01, M H v = 1 - 100.
+    hessian, mixed, v = (torch.tensor(x).double() for x in ([[1, 0], [0, 100]], [[1, 1]], [1, -1]))
+    implicit = -mixed @ torch.linalg.solve(hessian, v)
+    found = amended_term(hessian, mixed, v, eta=0.1, exact=False)
+    torch.testing.assert_close(found, torch.tensor([9.9]).double())
+    assert float(implicit @ found) == pytest.approx(-9.801)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One step on the toy space in double precision."""
@@ -122,7 +185,7 @@ def problem(relaxation: Relaxation, gradient: ArchGradient = FirstOrder(), *, ac
 def second_order(made: Problem, gates: Gates, rate: float) -> list[Tensor]:
     """Differentiates through the virtual step by automatic differentiation, gates as plain factors."""
     state = made.step.state
-    parameters = dict(state.supernet.named_parameters())
+    parameters: dict[str, Tensor] = dict(state.supernet.named_parameters())
     dense = {name: Gate(gate.weights, gate.active) for name, gate in gates.items()}
 
     def loss(weights: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -176,7 +239,42 @@ def test_unrolled_gradient_equals_automatic_second_order(
         assert float((plain - reference).norm() / reference.norm()) > 10 * tolerance  # the correction is not small
 
 
-@pytest.mark.parametrize("gradient", [FirstOrder(), Unrolled(exact=True), Unrolled(exact=False)])
+@pytest.mark.parametrize("relaxation", [Softmax(), StraightThroughGumbel(1.0), BinaryGates("two")])
+def test_without_its_term_a_gradient_is_the_plain_one_bit_for_bit(relaxation: Relaxation) -> None:
+    def found(gradient: ArchGradient) -> dict[str, Tensor | None]:
+        step = problem(relaxation).step
+        return gradient(step, step.draw(relaxation)).gradients
+
+    def one_level() -> dict[str, Tensor | None]:
+        step = problem(relaxation).step
+        gates = step.draw(relaxation)
+        return through_gates(step, gates, step.run(step.weight_batch, gates, weights=True, arch=True)).gradients
+
+    for plain, reduced, term in (
+        (found(FirstOrder()), found(Amended(0.0)), found(Amended(0.1))),
+        (one_level(), found(MixedLevel(0.0)), found(MixedLevel(1.0))),
+    ):
+        for name, value in plain.items():
+            assert value is not None
+            assert torch.equal(value, reduced[name])  # type: ignore[arg-type]
+        assert any(not torch.equal(value, term[name]) for name, value in plain.items())  # type: ignore[arg-type]
+
+
+def test_the_amended_gradient_leaves_weights_and_statistics() -> None:
+    step = problem(Softmax()).step
+    before = {name: value.clone() for name, value in step.state.supernet.state_dict().items()}
+    exact, near = (made(step, step.draw(Softmax())).gradients for made in (Amended(exact=True), Amended(eps=1e-4)))
+    assert all(torch.equal(value, before[name]) for name, value in step.state.supernet.state_dict().items())
+    assert all(p.grad is None for p in step.state.supernet.parameters())
+    for name, value in exact.items():
+        assert value is not None
+        torch.testing.assert_close(near[name], value, rtol=0, atol=1e-3 * float(value.norm()))
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [FirstOrder(), Unrolled(exact=True), Unrolled(exact=False), Amended(), Amended(exact=True), MixedLevel()],
+)
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(gradient: ArchGradient) -> None:
     found = []
     for accumulate in (1, 4):
@@ -190,6 +288,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(gradient: ArchGradient) 
 def test_probed_options_have_no_exact_second_derivative() -> None:
     with pytest.raises(UsageError, match="no exact second derivative"):
         problem(BinaryGates("all"), Unrolled(exact=True))
+    with pytest.raises(UsageError, match=r"Use Amended\(exact=False\)"):
+        problem(BinaryGates("all"), Amended(exact=True))
     made = problem(BinaryGates("all"), Unrolled(exact=False))
     found = Unrolled()(made.step, made.step.draw(BinaryGates("all"))).gradients
     assert all(value is not None and torch.isfinite(value).all() for value in found.values())

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from hwnas.search.schedules import Phases, value_at
 from hwnas.search.schemes import Alternating, Reinforce
 from hwnas.space import create_space
 from hwnas.steps import supernet_weights
-from hwnas.testing.toys import toy_latency_model
+from hwnas.testing.toys import toy_latency_model, toy_table
 
 Run = Callable[..., Any]
 
@@ -44,6 +45,14 @@ def mine(*, num_epochs=1, batch_size=64, paths="two"):
 def broken():
     return 3
 """
+
+OF_CELLS: dict[str, tuple[str, dict[str, int]]] = {
+    "darts_plus": ("robust-darts", {"subspace": 2}),
+    "fair_darts": ("robust-darts", {"subspace": 2, "inputs": 0}),
+    "p_darts": ("robust-darts", {"subspace": 2}),
+    "pc_darts": ("robust-darts", {"subspace": 2}),
+}
+"""Recipes that refuse other spaces, and what they search here."""
 
 
 def tau_at(recipe_name: str, progress: float) -> float:
@@ -103,10 +112,18 @@ def test_unknown_arguments_are_refused(name: str, arguments: dict[str, Any], mes
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
-    _, model = toy_latency_model()
+    recipe, model = create_recipe(name, num_epochs=1, batch_size=56), toy_latency_model()[1]
+    data = load_data("digits", resolution=8)
+    if name in OF_CELLS:
+        with pytest.raises(UsageError, match="cell"):
+            search(Budget(model, feasible_range_ms(model)[1]), data, recipe, RunFolder(tmp_path))
+        space_name, options = OF_CELLS[name]
+        space = create_space(space_name, resolution=16, channels=4, num_cells=3, **options)
+        model, data = LatencyModel.from_table(space, toy_table(space)), load_data("digits", resolution=16)
+        data = replace(data, train=data.train.subset(np.arange(160)))
+        recipe = recipe.in_proxy({"num_cells": 3}) if recipe.proxy else recipe
     low, high = feasible_range_ms(model)
-    budget, data = Budget(model, (low + high) / 2), load_data("digits", resolution=8)
-    recipe = create_recipe(name, num_epochs=1, batch_size=56)
+    budget = Budget(model, (low + high) / 2)
     result = search(
         budget, data, replace(recipe, weight_share=0.9) if recipe.weight_share == 0.96 else recipe, RunFolder(tmp_path)
     )

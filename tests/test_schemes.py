@@ -15,8 +15,12 @@ from torch import nn
 from hwnas.errors import RankError, UsageError
 from hwnas.recipes import create_recipe, recipe_names
 from hwnas.search.derivations import SampleAndScore
-from hwnas.search.gradients import Unrolled
+from hwnas.search.gradients import Amended, MixedLevel, Unrolled
+from hwnas.search.growing import GrowingCost
+from hwnas.search.logit_terms import BetaDecay, ZeroOne
+from hwnas.search.perturbations import Adversarial
 from hwnas.search.protocols import Batch, Regularizer, Relaxation, UpdateScheme
+from hwnas.search.rating import Rated
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import (
     AbsoluteLatency,
@@ -45,7 +49,12 @@ SCHEMES: dict[str, UpdateScheme] = {
     "one-level": OneLevel(),
     "unrolled": Alternating(gradient=Unrolled()),
     "unrolled-exact": Alternating(gradient=Unrolled(exact=True)),
+    "amended": Alternating(gradient=Amended()),
+    "amended-exact": Alternating(gradient=Amended(exact=True)),
+    "mixed-level": Alternating(gradient=MixedLevel()),
+    "attacked": Alternating(attack=Adversarial(0.1, steps=2)),
     "reinforce": Reinforce(num_samples=2),
+    "rated": Rated(),
     "weights-only": WeightsOnly(),
 }
 REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
@@ -61,6 +70,9 @@ REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
     "power": (PowerLatency(),),
     "entropy": (Entropy(0.1),),
     "two": (hard_limit(0.01), Entropy(-0.1)),
+    "zero-one": (ZeroOne(),),
+    "beta-decay": (BetaDecay(0.5),),
+    "growing": (GrowingCost(),),
 }
 
 
@@ -70,9 +82,13 @@ def works(relaxation: str, scheme: str, regularizer: str) -> bool:
         return regularizer == "none"
     if scheme == "reinforce":
         return relaxation == "categorical"
+    if scheme == "rated" or relaxation == "turns":
+        return scheme == "rated" and relaxation == "turns"
     if relaxation in ("categorical", "uniform"):
         return False
-    return not (scheme == "unrolled-exact" and relaxation in ("two-path", "all-probed"))
+    if scheme == "attacked":
+        return relaxation in ("softmax", "tempered", "perturbed")
+    return not (scheme in ("unrolled-exact", "amended-exact") and relaxation in ("two-path", "all-probed"))
 
 
 GUMBEL = create_recipe("gdas")
@@ -108,7 +124,7 @@ def test_every_set_runs_or_says_why_not(relaxation: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_contract(scheme: str) -> None:
     # All options run, one runs, one runs and others are probed, one is drawn.
-    kinds = ("softmax", "gumbel", "two-path", "categorical")
+    kinds = ("softmax", "gumbel", "two-path", "categorical", "turns")
     regularizer = "none" if scheme == "weights-only" else "two"
     for relaxation in kinds:
         if works(relaxation, scheme, regularizer):

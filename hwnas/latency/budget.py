@@ -80,6 +80,8 @@ def solve(
     max_ms: float = np.inf,
     min_ms: float = -np.inf,
     latency: float = 0.0,
+    rare: Sequence[tuple[int, int]] = (),
+    max_rare: int = 0,
 ) -> Iterator[tuple[int, ...]]:
     """Architectures of greatest total score within a limit, best first, exactly.
 
@@ -93,6 +95,8 @@ def solve(
         max_ms: Upper limit; none if not given.
         min_ms: Lower limit; none if not given.
         latency: Weight of the predicted latency in the score.
+        rare: Number of a choice and of its option: what a network has not more than ``max_rare`` of.
+        max_rare: How many of these.
 
     Yields:
         Option indices.
@@ -105,6 +109,8 @@ def solve(
     constraints: list[LinearConstraint] = programme.structure()
     limits = min_ms - model.fixed_ms, max_ms - model.fixed_ms
     constraints.append(LinearConstraint(programme.cost[None], *limits))
+    if rare:
+        constraints.append(programme.at_most(rare, max_rare))
     while True:
         result = milp(
             objective,
@@ -180,9 +186,13 @@ class _Programme:
 
     def cut(self, found: tuple[int, ...]) -> LinearConstraint:
         """Excludes one architecture."""
+        return self.at_most(list(enumerate(found)), len(found) - 1)
+
+    def at_most(self, some: Sequence[tuple[int, int]], count: int) -> LinearConstraint:
+        """Of some options, given with their choices, so many are chosen at most."""
         row = np.zeros((1, self.size))
-        row[0, [self.starts[choice] + option for choice, option in enumerate(found)]] = 1
-        return LinearConstraint(row, ub=len(found) - 1)
+        row[0, [self.starts[choice] + option for choice, option in some]] = 1
+        return LinearConstraint(row, ub=count)
 
 
 def _no_scores(model: LatencyModel) -> Array:

@@ -273,7 +273,6 @@ class LatencyModel:
         return [*shares, ("overhead", self.overhead_ms)]
 
 
-
 def _entry_ms(signature: OpSignature, table: LatencyTable) -> float:
     """What a layer adds to a network, from which edges of ``none`` are left out."""
     return 0.0 if signature.op == NONE else table.entries[signature].ms

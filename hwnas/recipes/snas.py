@@ -15,7 +15,7 @@ from hwnas.search.schemes import OneLevel
 
 
 def snas(*, num_epochs: int = 150, batch_size: int = 64, arch_lr: float = 3e-4) -> Recipe:
-    """Stochastic search of SNAS.
+    """Stochastic search of SNAS; of cells, on darts-cell:inputs=0, where any edge may be ``none``.
 
     Args:
         num_epochs: Passes over all training images.
@@ -27,8 +27,8 @@ def snas(*, num_epochs: int = 150, batch_size: int = 64, arch_lr: float = 3e-4) 
         1 to 0.03 in a line over 150 epochs, SGD 0.025 to 0.001 (cosine), momentum 0.9, decay 3e-4, clip 5, Adam 3e-4,
         betas (0.5, 0.999) and decay 1e-3, logits of deviation 0.01, all images.
         Differs: latency held to the limit, instead of 1e-2 times the mean logarithm of size, FLOPs and memory access;
-        the most probable network within the limit, instead of the most probable options; no clipping of the logits'
-        gradient, no drop-path.
+        the most probable network within the limit, instead of the most probable option of every edge, ``none`` among
+        them, which it is where the limit allows it; no clipping of the logits' gradient, no drop-path.
     """
     return Recipe(
         name="snas",

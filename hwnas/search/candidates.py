@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hwnas.search.protocols import Candidates, Logits, Relaxation
+from hwnas.space import SearchSpace
 from hwnas.supernet.gates import Gate, Gates
 
 
@@ -17,12 +18,15 @@ class Narrowed:
     """A relaxation that sees the candidates of every choice; other options never run and have probability zero.
 
     Logits named like a node are those of its edges, weighed against one another by a softmax. Such a weight multiplies
-    what comes along its edge, and the probability of all options but ``none``, which has the rest.
+    what comes along its edge, and the probability of all options but ``none``, which has the rest. Where options do not
+    compete, a choice whose ``none`` is not searched has any of its options with the probability ``kept`` of the
+    relaxation, and ``none`` has the rest; so probabilities always add up to one.
 
     Args:
         relaxation: Sees logits of shape ``(num_candidates,)``.
         candidates: What is searched.
         nodes: Node name -> choice name of every edge -> number of its option ``none``.
+        idle: Choice name -> number of its option ``none``, where the space does not search it.
 
     Source:
         Weights of edges: PC-DARTS, arXiv 1907.05737, section 3.3, which derives by the same products.
@@ -31,6 +35,12 @@ class Narrowed:
     relaxation: Relaxation
     candidates: Candidates
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    idle: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, space: SearchSpace, relaxation: Relaxation, candidates: Candidates) -> Narrowed:
+        """What a relaxation does in that space."""
+        return cls(relaxation.fit(space, candidates), candidates, space.edges, space.idle)
 
     def gates(self, logits: Logits, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
         """Gates over all options, of logits over all options; and of every node whose edges have weights."""
@@ -42,10 +52,13 @@ class Narrowed:
 
     def probabilities(self, logits: Mapping[str, Tensor], *, progress: float) -> dict[str, Tensor]:
         """Probability of every option, shape ``(num_options,)``, differentiable."""
-        found = {
-            name: self._spread(name, self.relaxation.probabilities(logit, progress=progress), logits[name])
-            for name, logit in self.narrow(logits).items()
-        }
+        found = {}
+        for name, logit in self.narrow(logits).items():
+            p = self._spread(name, self.relaxation.probabilities(logit, progress=progress), logits[name])
+            kept = self.relaxation.kept(logit, progress=progress)
+            if kept is not None and name in self.idle and self.idle[name] not in self.candidates.get(name, ()):
+                p = _thinned(p, kept, self.idle[name])
+            found[name] = p
         return self.along_edges(found, self._edges(logits))
 
     def along_edges(self, found: Mapping[str, Tensor], edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,10 +71,8 @@ class Narrowed:
         weighted = dict(found)
         for node, weights in edges.items():
             for (choice, idle), weight in zip(self.nodes[node].items(), weights, strict=True):
-                if choice not in found:
-                    continue
-                lost = torch.zeros_like(found[choice]).index_fill(0, torch.tensor(idle), 1.0)
-                weighted[choice] = weight * found[choice] + (1 - weight) * lost
+                if choice in found:
+                    weighted[choice] = _thinned(found[choice], weight, idle)
         return weighted
 
     @torch.no_grad()
@@ -107,3 +118,9 @@ class Narrowed:
             return gate
         among = self.candidates[name]
         return replace(gate, active=tuple(map(among.index, gate.active)), probed=tuple(map(among.index, gate.probed)))
+
+
+def _thinned(probabilities: Tensor, kept: Tensor, idle: int) -> Tensor:
+    """So much of the probabilities, and the rest to ``none``."""
+    lost = torch.zeros_like(probabilities).index_fill(0, torch.tensor(idle), 1.0)
+    return kept * probabilities + (1 - kept) * lost

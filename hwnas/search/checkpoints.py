@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hwnas.checkpoint import fitting_state, load_checkpoint, to_bytes
-from hwnas.distributed import rank
+from hwnas.checkpoint import fitting_state, load_checkpoint, save_checkpoint, to_bytes
+from hwnas.distributed import any_rank, rank
 from hwnas.errors import RunError
 from hwnas.files import write_atomic
 from hwnas.search.protocols import Epoch, SearchState
@@ -20,11 +20,14 @@ class Checkpoints:
         path: The file.
         seconds: From one to the next.
         data: Fingerprint of the images; a state of others is refused.
+        reach: The state at the end of every epoch is kept in a file of its own, beside the other, for as long as a
+            search that goes on from that one may go back so many epochs; none is kept if None.
     """
 
-    def __init__(self, path: Path, seconds: float, data: str) -> None:
+    def __init__(self, path: Path, seconds: float, data: str, *, reach: int | None = None) -> None:
         self._path, self._seconds, self._data, self._saved = path, seconds, data, time.monotonic()
-        self._unproven: bytes | None = None
+        self._reach, self._epochs = reach, 0
+        self._unproven: tuple[bytes, int] | None = None
 
     def restore(self, state: SearchState) -> None:
         """Goes on from the file, if there is one.
@@ -37,19 +40,58 @@ class Checkpoints:
             self._check(snapshot, state.supernet.space.fingerprint)
             with fitting_state(self._path):
                 _restore(state, snapshot)
+        self._epochs = len(state.history)
 
     def proven(self) -> None:
         """A step from the last state has gone well."""
         if self._unproven is not None:
-            write_atomic(self._path, self._unproven)
+            snapshot, epochs = self._unproven
+            write_atomic(self._path, snapshot)
             self._unproven = None
+            self._forget(epochs - (self._reach or 0))
 
     def offer(self, state: SearchState, *, now: bool) -> None:
         """A state that may be kept, or has to be, as there will be no other."""
+        epochs = len(state.history)
+        if rank() == 0 and self._reach is not None and epochs > self._epochs:
+            write_atomic(self._of_epoch(epochs), to_bytes({**_snapshot(state), "data": self._data}))
+        self._epochs = epochs
         if rank() == 0 and (now or time.monotonic() - self._saved > self._seconds):
-            self._unproven, self._saved = to_bytes({**_snapshot(state), "data": self._data}), time.monotonic()
+            self._unproven = to_bytes({**_snapshot(state), "data": self._data}), epochs
+            self._saved = time.monotonic()
             if now:
                 self.proven()
+
+    def roll_back(self, epoch: int, weight_decay: float) -> None:
+        """Makes the state at the end of an epoch the one to go on from, but for the weight decay and older figures.
+
+        Args:
+            epoch: Its number, from 1.
+            weight_decay: Of the weight optimizer from there on.
+
+        Raises:
+            RunError: The state is not there.
+        """
+        if rank() == 0:
+            snapshot = load_checkpoint(self._of_epoch(epoch), "history", "weight_optimizer")
+            *before, last = snapshot["history"]
+            snapshot["history"] = [*((probabilities, {}) for probabilities, _ in before), last]
+            for group in snapshot["weight_optimizer"]["param_groups"]:
+                group["weight_decay"] = weight_decay
+            save_checkpoint(self._path, snapshot)
+        any_rank(False)  # the others wait until it is there
+
+    def finish(self) -> None:
+        """No search will go back any more."""
+        self._forget(self._epochs + 1)
+
+    def _forget(self, before: int) -> None:
+        for path in self._path.parent.glob(f"{self._path.stem}-epoch*.pt") if self._reach is not None else ():
+            if rank() == 0 and int(path.stem.rpartition("epoch")[2]) < before:
+                path.unlink()
+
+    def _of_epoch(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.stem}-epoch{number}.pt")
 
     def _check(self, snapshot: dict[str, Any], space: str) -> None:
         if snapshot["space"] != space:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hwnas.distributed import averaged
 from hwnas.errors import UsageError
+from hwnas.search.products import Tensors, added, hessian_product, kept, mixed_product
 from hwnas.search.protocols import Context
 from hwnas.search.recipe import Recipe
+from hwnas.search.schedules import Scalar, value_at
 from hwnas.search.step import SearchStep, Task
-from hwnas.supernet.gates import Gates, detached
-from hwnas.supernet.mixed_op import frozen_batchnorm
-
-Tensors = Sequence[Tensor | None]
+from hwnas.supernet.gates import Gates
 
 
 class Estimate(NamedTuple):
@@ -75,31 +72,95 @@ class Unrolled(ArchGradient):
 
     def check(self, recipe: Recipe) -> None:
         """Probed options have no second derivative."""
-        if self.exact and recipe.relaxation.probes:
-            raise UsageError(
-                f"recipe '{recipe.name}': {type(recipe.relaxation).__name__} runs its other options without a graph, "
-                "so that there is no exact second derivative. Use Unrolled(exact=False)."
-            )
+        _check_exact(self, recipe)
 
     def __call__(self, step: SearchStep, gates: Gates) -> Estimate:
         """See ``ArchGradient``."""
         parameters = list(step.state.supernet.parameters())
-        with _kept(parameters):
+        with kept(parameters):
             smoothing = step.recipe.label_smoothing
             step.run(step.weight_batch, gates, weights=True, buffers=False, label_smoothing=smoothing)
             virtual_step(step.state.weight_optimizer, step.weight_lr)
             task = step.run(step.arch_batch(), gates, weights=True, arch=True, buffers=False)
             direction = [parameter.grad for parameter in parameters]
-        if self.exact:
-            product = _exact(step, gates, parameters, direction)
-        else:
-            product = _central_difference(step, gates, parameters, direction, self.eps)
-        rate = step.weight_lr
-        unrolled = {
-            name: _added(gradient, None if (more := product[name]) is None else -rate * more)
-            for name, gradient in task.gate_gradients.items()
-        }
-        return through_gates(step, gates, replace(task, gate_gradients=unrolled))
+        product = mixed_product(step, gates, direction, length=self.eps, exact=self.exact)
+        return through_gates(step, gates, _corrected(task, product, -step.weight_lr))
+
+
+@dataclass(frozen=True)
+class Amended(ArchGradient):
+    """``dL_val / d alpha - eta M H v`` at the weights as they are, with ``v = dL_val / dw``.
+
+    ``M = d2 L_tr / d alpha dw`` and ``H = d2 L_tr / dw2``; this stands for the exact implicit term ``-M H^-1 v``. It
+    assumes weights near their optimum: let several weight steps go before every architecture step. The authors claim
+    that it never points away from the exact term; that holds where H and M'M commute, and not in general: with
+    ``H = diag(1, 100)``, ``M = (1, 1)``, ``v = (1, -1)`` and eta = 0.1 the terms are +9.9 and -0.99.
+
+    Args:
+        eta: Weight of the correction, which grows with the largest curvature; 0 is first order.
+        exact: Form both products by differentiating ``<dL_tr / dw, u>``, instead of by central differences.
+        eps: Length of their steps.
+
+    Source:
+        Bi et al., arXiv 1910.11831. There is no released code; eta = 0.1 is unconfirmed.
+    """
+
+    eta: Scalar = 0.1
+    exact: bool = False
+    eps: float = 0.01
+
+    def check(self, recipe: Recipe) -> None:
+        """Probed options have no second derivative."""
+        _check_exact(self, recipe)
+
+    def __call__(self, step: SearchStep, gates: Gates) -> Estimate:
+        """See ``ArchGradient``."""
+        parameters = list(step.state.supernet.parameters())
+        with kept(parameters):
+            task = step.run(step.arch_batch(), gates, weights=True, arch=True, buffers=False)
+            direction = [parameter.grad for parameter in parameters]
+        curved = hessian_product(step, gates, direction, length=self.eps, exact=self.exact)
+        product = mixed_product(step, gates, curved, length=self.eps, exact=self.exact)
+        return through_gates(step, gates, _corrected(task, product, -value_at(self.eta, step.progress)))
+
+
+@dataclass(frozen=True)
+class MixedLevel(ArchGradient):
+    """``dL_tr / d alpha + weight dL_val / d alpha``, both at the weights as they are.
+
+    Args:
+        weight: Of the second term; 0 is the gradient of one level, large ones that of two.
+
+    Source:
+        MiLeNAS, arXiv 2003.12238; a weight of 1 is unconfirmed.
+    """
+
+    weight: Scalar = 1.0
+
+    def __call__(self, step: SearchStep, gates: Gates) -> Estimate:
+        """See ``ArchGradient``."""
+        weight = value_at(self.weight, step.progress)
+        train = step.run(step.weight_batch, gates, arch=True, label_smoothing=step.recipe.label_smoothing)
+        task = step.run(step.arch_batch(), gates, arch=True)
+        both = replace(train, loss=train.loss + weight * task.loss, accuracy=task.accuracy)
+        return through_gates(step, gates, _corrected(both, task.gate_gradients, weight))
+
+
+def _check_exact(gradient: Unrolled | Amended, recipe: Recipe) -> None:
+    if gradient.exact and recipe.relaxation.probes:
+        raise UsageError(
+            f"recipe '{recipe.name}': {type(recipe.relaxation).__name__} runs its other options without a graph, "
+            f"so that there is no exact second derivative. Use {type(gradient).__name__}(exact=False)."
+        )
+
+
+def _corrected(task: Task, product: Mapping[str, Tensor | None], factor: float) -> Task:
+    """The task with a multiple of something added to the gradients of its gates."""
+    gradients = {
+        name: added(gradient, None if (more := product[name]) is None else factor * more)
+        for name, gradient in task.gate_gradients.items()
+    }
+    return replace(task, gate_gradients=gradients)
 
 
 def through_gates(step: SearchStep, gates: Gates, task: Task) -> Estimate:
@@ -117,7 +178,7 @@ def through_gates(step: SearchStep, gates: Gates, task: Task) -> Estimate:
     chained: Tensors = [None] * len(logits)
     if weights:
         chained = torch.autograd.grad(weights, logits, seeds, retain_graph=True, allow_unused=True)
-    gradients = {name: _added(a, b) for name, a, b in zip(names, direct, chained, strict=True)}
+    gradients = {name: added(a, b) for name, a, b in zip(names, direct, chained, strict=True)}
     return Estimate(gradients, float(loss.detach()), task, context)
 
 
@@ -140,60 +201,3 @@ def virtual_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
                     direction.add_(momentum, alpha=group["momentum"])
                 parameter.sub_(direction, alpha=rate)
                 parameter.grad = None
-
-
-def _central_difference(
-    step: SearchStep, gates: Gates, parameters: Sequence[nn.Parameter], direction: Tensors, length: float
-) -> dict[str, Tensor | None]:
-    moved = [(p, u) for p, u in zip(parameters, direction, strict=True) if u is not None]
-    norm = torch.stack([u.double().square().sum() for _, u in moved]).sum().sqrt()
-    eps = length / float(norm) if norm > 0 else 0.0
-    found, full = [], replace(step, compute=replace(step.compute, precision="fp32"))  # bf16 would round the step away
-    for sign in (1, -1):
-        with _kept(parameters):
-            with torch.no_grad():
-                for parameter, u in moved:
-                    parameter.add_(u, alpha=sign * eps)
-            task = full.run(step.weight_batch, gates, arch=True, label_smoothing=step.recipe.label_smoothing)
-            found.append(task.gate_gradients)
-    plus, minus = found
-    return {
-        name: None if a is None or (b := minus[name]) is None or not eps else (a - b) / (2 * eps)
-        for name, a in plus.items()
-    }
-
-
-def _exact(
-    step: SearchStep, gates: Gates, parameters: Sequence[nn.Parameter], direction: Tensors
-) -> dict[str, Tensor | None]:
-    leaves = detached(gates, step.compute.place, requires_grad=True)
-    weights = [gate.weights for gate in leaves.values()]
-    total: Tensors = [None] * len(weights)
-    with frozen_batchnorm(step.state.supernet):
-        for part in step.losses(step.weight_batch, leaves, label_smoothing=step.recipe.label_smoothing):
-            gradients = torch.autograd.grad(part.loss, parameters, create_graph=True, allow_unused=True)
-            pairs = zip(gradients, direction, strict=True)
-            dots = [(g * u).sum() for g, u in pairs if g is not None and u is not None]
-            found = torch.autograd.grad(torch.stack(dots).sum(), weights, allow_unused=True)
-            total = [_added(a, b) for a, b in zip(total, found, strict=True)]
-    means = (None if value is None else value.cpu() for value in averaged(total))
-    return dict(zip(leaves, means, strict=True))
-
-
-@contextmanager
-def _kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gives parameters their values back at the end, bit for bit, and takes their gradients away."""
-    values = [parameter.detach().clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
-                parameter.grad = None
-
-
-def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return a if b is None else b
-    return a + b

@@ -24,14 +24,17 @@ from hwnas.metrics import Meter, Progress, RunLog, no_progress
 from hwnas.run import RunFolder
 from hwnas.search.candidates import Narrowed
 from hwnas.search.checkpoints import Checkpoints
+from hwnas.search.cutout import cut_out
 from hwnas.search.epochs import end_epoch, most_probable, stopped
 from hwnas.search.measuring import ARCH, WEIGHTS, FirstPeaks, MeasuredStep
 from hwnas.search.nodes import among_networks
-from hwnas.search.protocols import Candidates, SearchState
+from hwnas.search.protocols import Candidates, Epoch, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, mean_entropy
 from hwnas.search.rehearsal import predicted_peak
+from hwnas.search.schedules import value_at
 from hwnas.search.state import initial_state
+from hwnas.search.stoppers import decay_of
 from hwnas.supernet.supernet import Supernet
 
 logger = logging.getLogger("hwnas")
@@ -53,6 +56,7 @@ class SearchResult:
         weight_images: What trained the weights.
         arch_images: The other training images; None where all trained weights.
         candidates: What was searched in the end.
+        history: What was found at the end of every epoch, where the recipe stops early or prunes.
     """
 
     supernet: Supernet
@@ -60,6 +64,7 @@ class SearchResult:
     weight_images: ImageDataset
     arch_images: ImageDataset | None = None
     candidates: Candidates = field(default_factory=dict)
+    history: tuple[Epoch, ...] = ()
 
 
 def search(
@@ -109,11 +114,9 @@ def search(
     again = partial(
         search, seed=seed, compute=compute, checkpoint_seconds=checkpoint_seconds, progress=progress, say=say
     )
-    for number, stage in enumerate(recipe.stages, 1):
-        first = again(budget, data, stage.recipe, run.stage(number), candidates=candidates)
-        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
+    candidates = _after_stages(partial(again, budget, data), recipe, run, candidates)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
-    checkpoints = Checkpoints(path, checkpoint_seconds, data.fingerprint)
+    checkpoints = _checkpoints(path, recipe, checkpoint_seconds, data)
     with contextlib.ExitStack() as stack:
         need = partial(_predicted_bytes, budget, recipe, compute, candidates)
         stack.enter_context(compute.memory_guard(recipe.batch_size, need))
@@ -135,7 +138,41 @@ def search(
                 raise KeyboardInterrupt
     if not path.exists():  # no epochs at all
         checkpoints.offer(state, now=True)
-    return SearchResult(state.supernet, _probabilities(state, recipe, progress=1.0), *images, state.candidates)
+    if _rolled_back(state, recipe, checkpoints, say if rank() == 0 else _silent):
+        return again(budget, data, recipe, run, weights=weights, candidates=candidates)
+    return _result(state, recipe, images)
+
+
+def _after_stages(
+    again: Callable[..., SearchResult], recipe: Recipe, run: RunFolder, candidates: Candidates | None
+) -> Candidates | None:
+    """What the searches before this one leave of the candidates."""
+    for number, stage in enumerate(recipe.stages, 1):
+        first = again(stage.recipe, run.stage(number), candidates=candidates)
+        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
+    return candidates
+
+
+def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) -> Checkpoints:
+    reach = recipe.stopper.reach if recipe.stopper and recipe.roll_back else None
+    return Checkpoints(path, seconds, data.fingerprint, reach=reach)
+
+
+def _result(state: SearchState, recipe: Recipe, images: tuple[ImageDataset, ImageDataset | None]) -> SearchResult:
+    probabilities = _probabilities(state, recipe, progress=1.0)
+    return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history))
+
+
+def _rolled_back(state: SearchState, recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> bool:
+    """Whether a search that its stopper has ended is to go on from an earlier epoch; if not, none of these is kept."""
+    epoch = stopped(state, recipe)
+    decay = recipe.roll_back.next(decay_of(state.weight_optimizer)) if recipe.roll_back else None
+    if epoch is None or decay is None:
+        checkpoints.finish()
+        return False
+    say(f"back from epoch {len(state.history)} to epoch {epoch}, and on with a weight decay of {decay:g}")
+    checkpoints.roll_back(epoch, decay)
+    return True
 
 
 def _meter(progress: Progress, recipe: Recipe, compute: Compute, budget: Budget) -> Meter:
@@ -160,6 +197,9 @@ def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
     compute.check_parts(recipe.batch_size, world_size())
     for term in recipe.regularizers:
         term.check(budget)
+    recipe.derivation.check(budget.model.space)
+    if recipe.stopper:
+        recipe.stopper.check(recipe, budget.model.space)
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "
@@ -210,7 +250,8 @@ def _steps(
         stack.callback(getattr(arch_batches, "close", bool))
         while not _over(state, recipe, total):
             state.generator.manual_seed(_step_seed(seed, state.step))
-            progress, batch = state.step / total, next(weight_batches)
+            progress, (pixels, labels) = state.step / total, next(weight_batches)
+            batch = cut_out(pixels, value_at(recipe.cutout, progress), state.generator), labels
             step = MeasuredStep(state, recipe, budget, compute, progress, batch, lambda: next(arch_batches), peaks)
             with peaks, compute.seeded(seed, state.step, rank()):
                 figures = recipe.scheme(step)
@@ -257,7 +298,7 @@ def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> di
     last = stopped(state, recipe)
     if last is not None:
         return dict(state.history[last - 1].probabilities)
-    narrowed = Narrowed(recipe.relaxation, state.candidates, state.supernet.space.edges)
+    narrowed = Narrowed.to(state.supernet.space, recipe.relaxation, state.candidates)
     return narrowed.probabilities(state.logits, progress=progress)
 
 

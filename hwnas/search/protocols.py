@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwnas.latency.budget import Budget
 from hwnas.metrics import Progress, no_progress
 from hwnas.search.nodes import among_networks
-from hwnas.space import Architecture
+from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet.gates import Gates
 from hwnas.supernet.supernet import Supernet
 
@@ -54,6 +54,17 @@ class Relaxation(Protocol):
         made to add up to one.
         """
         return torch.softmax(logit, 0)
+
+    def kept(self, logit: Tensor, *, progress: float) -> Tensor | None:
+        """Probability, a scalar, that a choice has any of its options, where it can do without all of them.
+
+        None where options compete, so that one of them is certain.
+        """
+        return None
+
+    def fit(self, space: SearchSpace, candidates: Candidates) -> Relaxation:
+        """The same for a space, of which it may want to know the operators; logits are those of the candidates."""
+        return self
 
     def settle(self, logits: Logits, gates: Gates, before: dict[str, Tensor]) -> None:
         """Called after an architecture step, with the gates it used and the logits before it; may correct them."""
@@ -162,13 +173,14 @@ class Regularizer(Protocol):
 
     def update(self, context: Context) -> None:
         """Called after each architecture step; changes nothing but ``context.scalars``."""
+        return
 
 
 class Pruner(Protocol):
     """Takes options out of the search, at the end of every epoch."""
 
     def __call__(self, step: SearchStep) -> Candidates:
-        """What is searched from now on: of every choice a part of what was, with at least one option.
+        """What is searched from now on: of every choice a part of what was, or ``none`` alone; at least one option.
 
         Args:
             step: Of the state as it is now, the epoch that ended last in its history.
@@ -177,6 +189,19 @@ class Pruner(Protocol):
 
 class Stopper(Protocol):
     """Ends a search early, and says what of it is the result."""
+
+    @property
+    def reach(self) -> int:
+        """How many epochs before the last one the result may lie, where a search can go back to it."""
+        return 0
+
+    def check(self, recipe: Recipe, space: SearchSpace) -> None:
+        """Refuses, before the first step, a recipe or a space of which it cannot say when to end.
+
+        Raises:
+            UsageError: Says what would do.
+        """
+        return
 
     def measure(self, step: SearchStep) -> dict[str, float]:
         """Figures of the epoch that has just ended, kept in the history; may fetch images."""
@@ -233,6 +258,14 @@ class Derivation(Protocol):
     """
 
     evaluates: ClassVar[bool] = False
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuses, before the first step, a space that the rule does not fit.
+
+        Raises:
+            UsageError: Says which space would do.
+        """
+        return
 
     def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
         """Yields architectures, each within ``budget``."""

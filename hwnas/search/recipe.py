@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from hwnas.errors import UsageError
 from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, Stopper, UpdateScheme
-from hwnas.search.schedules import Scalar
+from hwnas.search.schedules import Scalar, value_at
 from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.supernet import Supernet
+
+if TYPE_CHECKING:
+    from hwnas.search.stoppers import RollBack
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -45,6 +49,11 @@ class Recipe:
         pruner: Takes options out of the search between epochs.
         stopper: May end the search between epochs.
         stages: Searches that come first, one after the other; each begins anew with the options that are left.
+        partial_channels: Edges are searched on one of so many parts of their channels; see ``PartialOp``.
+        skip_dropout: Share of the features that are dropped after every skip; see ``SkipDropout``.
+        drop_path: Share of the images whose edge is dropped, edge by edge.
+        cutout: Share of the images of the weight steps that CutOut takes a square of 16 pixels from.
+        roll_back: Goes back to where the stopper says, instead of ending there.
 
     Raises:
         UsageError: A number is out of range, or a part would have no effect beside the others.
@@ -71,6 +80,11 @@ class Recipe:
     pruner: Pruner | None = None
     stopper: Stopper | None = None
     stages: tuple[Stage, ...] = ()
+    partial_channels: int = 1
+    skip_dropout: Scalar = 0.0
+    drop_path: Scalar = 0.0
+    cutout: Scalar = 0.0
+    roll_back: RollBack | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.batch_size < 2:
@@ -94,7 +108,16 @@ class Recipe:
                 f"recipe '{self.name}': neither {type(self.scheme).__name__} nor {type(self.derivation).__name__} uses "
                 f"images that train no weights; a weight_share of {self.weight_share:g} wastes them. Use 1."
             )
+        for name in ("skip_dropout", "drop_path"):
+            for rate in (value_at(getattr(self, name), progress) for progress in (0.0, 0.5, 1.0)):
+                if not 0 <= rate < 1:
+                    raise UsageError(f"recipe '{self.name}' has a {name} of {rate:g}; expected from 0 to below 1.")
+        for share in (value_at(self.cutout, progress) for progress in (0.0, 0.5, 1.0)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"recipe '{self.name}' has a cutout of {share:g}; expected from 0 to 1.")
         self.scheme.check(self)
+        if self.roll_back:
+            self.roll_back.check(self)
 
     @property
     def resolved(self) -> str:
@@ -129,7 +152,26 @@ class Recipe:
                 f"recipe '{self.name}' weighs the edges into a node, of which space '{space.name}' has none that keep "
                 "a number of them. Use a space of cells, such as darts-cell."
             )
-        return Supernet(self.searched(space))
+        return Supernet(
+            self.searched(space),
+            partial_channels=self.partial_channels,
+            drops_skips=self.skip_dropout != 0.0,
+            drops_paths=self.drop_path != 0.0,
+        )
+
+    def in_proxy(self, options: Mapping[str, int | float]) -> Recipe:
+        """The same in a supernet of other options, and so all stages.
+
+        Args:
+            options: As of ``proxy``; they come on top of those.
+        """
+        stages = tuple(replace(stage, recipe=stage.recipe.in_proxy(options)) for stage in self.stages)
+        return replace(self, proxy={**self.proxy, **options}, stages=stages)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped at random."""
+        return self.skip_dropout != 0.0 or self.drop_path != 0.0
 
     @property
     def between_epochs(self) -> bool:

@@ -21,13 +21,6 @@ Of = Literal["probabilities", "sample"]
 """Latency expected under the probabilities, or latency under the gates that were drawn."""
 
 
-class _Stateless(Regularizer):
-    """A regularizer that keeps nothing from step to step."""
-
-    def update(self, context: Context) -> None:
-        """Nothing to do."""
-
-
 @dataclass(frozen=True)
 class AdaptiveLatency(Regularizer):
     """``loss + multiplier * g + penalty / 2 * g^2`` with ``g = E[latency] / max_ms - 1``.
@@ -88,7 +81,7 @@ def hard_limit(arch_lr: float) -> AdaptiveLatency:
 
 
 @dataclass(frozen=True)
-class AdditiveLatency(_Stateless):
+class AdditiveLatency(Regularizer):
     """``loss + weight * latency``, in milliseconds; with ``relative``, ``loss + weight * (latency / max_ms - 1)``.
 
     Args:
@@ -113,7 +106,7 @@ class AdditiveLatency(_Stateless):
 
 
 @dataclass(frozen=True)
-class LogLatency(_Stateless):
+class LogLatency(Regularizer):
     """``loss * scale * (log latency) ** power``; relative, the logarithm is divided by that of the limit.
 
     A negative loss, which is a reward, is divided instead, or else slow networks would be rewarded. The logarithm has
@@ -188,7 +181,7 @@ def check_unit(recipe: str, units_per_ms: float, *, used: bool) -> None:
 
 
 @dataclass(frozen=True)
-class HingeLatency(_Stateless):
+class HingeLatency(Regularizer):
     """``loss + weight * max(0, latency / max_ms - 1)``: only what exceeds the limit costs.
 
     Args:
@@ -206,7 +199,7 @@ class HingeLatency(_Stateless):
 
 
 @dataclass(frozen=True)
-class AbsoluteLatency(_Stateless):
+class AbsoluteLatency(Regularizer):
     """``loss + weight * |latency / max_ms - 1|``; with minus an accuracy as the loss, the absolute reward.
 
     Args:
@@ -227,7 +220,7 @@ class AbsoluteLatency(_Stateless):
 
 
 @dataclass(frozen=True)
-class PowerLatency(_Stateless):
+class PowerLatency(Regularizer):
     """``loss * (latency / max_ms) ** power``; of a negative loss, which is a reward, ``(max_ms / latency) ** power``.
 
     Args:
@@ -249,7 +242,7 @@ class PowerLatency(_Stateless):
 
 
 @dataclass(frozen=True)
-class Entropy(_Stateless):
+class Entropy(Regularizer):
     """``loss + weight * mean entropy`` of the choices' probabilities; a negative weight keeps them undecided.
 
     Args:

@@ -121,7 +121,7 @@ def _by_activations(state: SearchState, batch_size: int, storages: Storages) -> 
     for layer in supernet.space.layers:
         for choice in layer.choices:
             options = cast(MixedOp, supernet.layers[layer.name]).options
-            for row, (signature, option) in enumerate(zip(layer.signatures, options, strict=True)):
+            for row, (signature, option) in enumerate(zip(supernet.signatures(layer), options, strict=True)):
                 if signature not in kept:
                     images = torch.empty((batch_size, *signature.in_shape), device=META, requires_grad=True)
                     before = storages.live_bytes

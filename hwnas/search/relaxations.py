@@ -51,8 +51,11 @@ class Softmax(_PerChoice):
 class Sigmoid(_PerChoice):
     """Every option runs, weighted by the logistic function of its own logit; weights need not sum to one.
 
+    As probabilities, which do, options have shares in proportion to their weights; where networks may do without all of
+    them, of the largest weight, so that a single option has its weight as its probability and ``none`` has the rest.
+
     Source:
-        FairDARTS, arXiv 1911.12126, equation 2.
+        FairDARTS, arXiv 1911.12126, equation 2. Probabilities of options that do not compete are ours.
     """
 
     def _gate(self, logit: Tensor, progress: float, generator: torch.Generator) -> Gate:
@@ -63,6 +66,10 @@ class Sigmoid(_PerChoice):
         """Odds against one another: the logistic weights divided by their sum."""
         weights = torch.sigmoid(logit)
         return weights / weights.sum()
+
+    def kept(self, logit: Tensor, *, progress: float) -> Tensor:
+        """The largest of the weights."""
+        return torch.sigmoid(logit).amax()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from hwnas.errors import UsageError
 from hwnas.search.gradients import ArchGradient, Estimate, FirstOrder, through_gates
+from hwnas.search.perturbations import Adversarial
 from hwnas.search.protocols import Context, UpdateScheme
 from hwnas.search.recipe import Recipe
 from hwnas.search.step import SearchStep
@@ -25,6 +26,7 @@ class Alternating(UpdateScheme):
         every: Weight steps per architecture step.
         arch_first: Move the logits before the weights of the same step.
         gradient: Of the logits.
+        attack: Changes the gates of every weight step.
 
     Source:
         DARTS, arXiv 1806.09055, algorithm 1 (architecture first); GDAS, arXiv 1910.04465, released code (weights
@@ -35,6 +37,7 @@ class Alternating(UpdateScheme):
     every: int = 1
     arch_first: bool = False
     gradient: ArchGradient = FirstOrder()
+    attack: Adversarial | None = None
 
     def __post_init__(self) -> None:
         _check_rhythm(self.warm_up, self.every)
@@ -43,12 +46,14 @@ class Alternating(UpdateScheme):
         """See ``UpdateScheme``."""
         _require_gradient(recipe, self)
         self.gradient.check(recipe)
+        if self.attack:
+            self.attack.check(recipe)
 
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
         due = _due(step, self.warm_up, self.every)
         first = self._arch_step(step) if due and self.arch_first else {}
-        figures = first | weight_step(step)
+        figures = first | weight_step(step, self.attack)
         return figures | (self._arch_step(step) if due and not self.arch_first else {})
 
     def _arch_step(self, step: SearchStep) -> dict[str, float]:
@@ -201,10 +206,17 @@ class WeightsOnly(UpdateScheme):
         return weight_step(step)
 
 
-def weight_step(step: SearchStep) -> dict[str, float]:
-    """Draws a path and moves its weights."""
+def weight_step(step: SearchStep, attack: Adversarial | None = None) -> dict[str, float]:
+    """Draws a path and moves its weights.
+
+    Args:
+        step: With the training batch.
+        attack: Changes the gates first.
+    """
     with torch.no_grad():
         gates = step.draw(step.recipe.of_weights)
+    if attack:
+        gates = attack(step, gates)
     task = step.run(step.weight_batch, gates, weights=True, label_smoothing=step.recipe.label_smoothing)
     step.move_weights()
     return {"weight_loss": float(task.loss), "weight_accuracy": task.accuracy}

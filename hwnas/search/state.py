@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.compute import Compute
+from hwnas.errors import RunError
 from hwnas.search.protocols import Candidates, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.space import SearchSpace
@@ -29,13 +30,22 @@ def initial_state(
         compute: Where the supernet goes.
         weights: In place of random ones.
         candidates: What is searched; the candidates of the space if not given.
+
+    Raises:
+        RunError: The weights are of another supernet.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = recipe.supernet(space)
     if weights is not None:
-        supernet.load_state_dict(weights)
+        try:
+            supernet.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(
+                f"the given weights do not fit a supernet of recipe '{recipe.name}', with partial_channels="
+                f"{recipe.partial_channels}. Start from a search with the same."
+            ) from error
     compute.move(supernet.train())
     logits = initial_logits(space, recipe, generator)
     optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())

@@ -69,7 +69,7 @@ class SearchStep:
     next_arch_batch: Callable[[], Batch]
 
     def _narrowed(self, relaxation: Relaxation) -> Narrowed:
-        return Narrowed(relaxation, self.state.candidates, self.budget.model.space.edges)
+        return Narrowed.to(self.budget.model.space, relaxation, self.state.candidates)
 
     @property
     def weight_lr(self) -> float:
@@ -103,6 +103,9 @@ class SearchStep:
             gates: Already on the device.
             label_smoothing: Of the cross-entropy.
         """
+        if self.recipe.drops:
+            skips, paths = (value_at(rate, self.progress) for rate in (self.recipe.skip_dropout, self.recipe.drop_path))
+            self.state.supernet.drop(skips=skips, paths=paths)
         for images, labels in self.compute.micro_batches(batch):
             # No reference to the part stays in this frame, or its graph would live on beside that of the next.
             yield self._part(images, labels, gates, label_smoothing, len(batch[1]))

@@ -85,6 +85,11 @@ class LayerSpec:
     plain: bool = False
     norms_pools: bool = False
 
+    @property
+    def is_edge(self) -> bool:
+        """Whether it is searched and lies between nodes, where others are added to it, rather than in a chain."""
+        return bool(self.choices and self.inputs)
+
 
 class Joined(tuple[int, ...]):
     """Positions of layers whose outputs are laid side by side, channels after channels."""
@@ -189,6 +194,11 @@ class SearchSpace:
     def candidates(self) -> dict[str, tuple[int, ...]]:
         """Name of every choice of which a search does not weigh all options -> numbers of those it weighs."""
         return {choice.name: choice.candidates for choice in self.choices if choice.unsearched}
+
+    @property
+    def idle(self) -> dict[str, int]:
+        """Name of every choice that networks may do without, but a search does not weigh -> number of ``none``."""
+        return {choice.name: choice.options.index(NONE) for choice in self.choices if NONE in choice.unsearched}
 
     @property
     def edges(self) -> dict[str, dict[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def search_run(
     device = None if other_device else Device(profiler_of(table), table)
     config = {
         **_described(space, table, budget, chosen, compute, images),
+        **({"proxy": dict(proxy)} if proxy else {}),
         "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
         "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
     } | {"data": data, "classes": classes, "seed": seed, "other_device": other_device}
@@ -108,8 +109,7 @@ def search_run(
 
 
 def _recipe(name: str, arguments: Mapping[str, Any], proxy: Mapping[str, float]) -> Recipe:
-    recipe = create_recipe(name, **arguments)
-    return replace(recipe, proxy=dict(proxy)) if proxy else recipe
+    return create_recipe(name, **arguments).in_proxy(proxy)
 
 
 def _described(
@@ -122,7 +122,6 @@ def _described(
         "images": images.fingerprint,
         "max_ms": budget.max_ms,
         "resolved": recipe.resolved,
-        **({"proxy": dict(recipe.proxy)} if recipe.proxy else {}),
         "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
     }
 

@@ -48,6 +48,10 @@ class MixedOp(nn.Module):
         probe = functools.partial(self._probe, autocast=autocast_now(x.device.type))
         return _HardGate.apply(y, x, gate.weights, gate, probe)  # type: ignore[no-any-return]
 
+    def path(self, option: int) -> nn.Module:
+        """What the layer does where one option runs."""
+        return self.options[option]
+
     def _probe(self, option: int, x: Tensor, *, autocast: AnyContext) -> Tensor:
         module = self.options[option]
         with torch.no_grad(), frozen_batchnorm(module), autocast():

@@ -9,7 +9,10 @@ import torch
 from hwnas.compute import Compute
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
+from hwnas.search.op_dropout import OpDropout
+from hwnas.search.perturbations import Perturbed
 from hwnas.search.protocols import Relaxation, SearchState
+from hwnas.search.rating import WithoutReplacement
 from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import (
     BinaryGates,
@@ -29,6 +32,7 @@ from hwnas.testing.toys import toy_space, toy_table
 RELAXATIONS: dict[str, Relaxation] = {
     "softmax": Softmax(),
     "tempered": Softmax(tau=Linear(2.0, 0.5)),
+    "perturbed": Perturbed(eps=0.1),
     "sigmoid": Sigmoid(),
     "concrete": Concrete(tau=Linear(5.0, 0.1)),
     "gumbel": StraightThroughGumbel(tau=Linear(10.0, 0.1)),
@@ -37,6 +41,8 @@ RELAXATIONS: dict[str, Relaxation] = {
     "all-probed": BinaryGates("all"),
     "categorical": Categorical(),
     "uniform": UniformPath(),
+    "op-dropout": OpDropout(rate=0.2),
+    "turns": WithoutReplacement(),
 }
 
 
