@@ -23,7 +23,9 @@ from hwnas.search.derivations import Argmax
 from hwnas.search.regularizers import HingeLatency
 from hwnas.search.relaxations import Softmax
 from hwnas.search.schemes import Alternating
+from hwnas.space import create_space
 from hwnas.steps import trained_network
+from hwnas.testing.search_contracts import check_scheme
 
 ROOT = Path(__file__).parent.parent
 VERIFY = "hwnas verify run"
@@ -113,16 +115,19 @@ def test_the_example_of_inference_treats_an_image_as_training_does(
 
 
 def test_the_example_of_a_recipe_is_one(tmp_path: Path) -> None:
-    _, example, *_ = blocks("README.md", "python")
-    (tmp_path / "my.py").write_text(example)
+    _, example, mixed, *_ = blocks("README.md", "python")
+    (tmp_path / "my.py").write_text(f"{example}\n\n{mixed}")
     recipe = create_recipe(f"{tmp_path / 'my.py'}:my_recipe", rate=0.02)
     assert (recipe.name, recipe.arch_lr, len(recipe.regularizers)) == ("my_recipe", 0.02, 2)
+    check_scheme(
+        create_recipe(f"{tmp_path / 'my.py'}:mixed"), space=create_space("darts-cell", channels=8, num_cells=3)
+    )
 
 
 @pytest.mark.slow
 @SAME_FOLDER
 def test_the_python_example_runs(folder: Path) -> None:
-    _, _, *examples = blocks("README.md", "python")
+    _, _, _, *examples = blocks("README.md", "python")
     for script, said in zip(examples, ("MAPE", "ms predicted"), strict=True):
         assert said in run([sys.executable, "-W", "error", "-c", script], folder)
 

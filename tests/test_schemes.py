@@ -39,6 +39,7 @@ from hwnas.search.relaxations import (
 from hwnas.search.schedules import Linear
 from hwnas.search.schemes import BASELINE, Alternating, OneLevel, Reinforce, WeightsOnly
 from hwnas.search.step import SearchStep, Task
+from hwnas.space import create_space
 from hwnas.supernet.gates import Gate, Gates, one_hot
 from hwnas.testing.parts import RELAXATIONS, toy_step
 from hwnas.testing.search_contracts import check_scheme
@@ -74,6 +75,9 @@ REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
     "beta-decay": (BetaDecay(0.5),),
     "growing": (GrowingCost(),),
 }
+
+
+CELLS = create_space("robust-darts", subspace=2, channels=4, num_cells=3, resolution=16)
 
 
 def works(relaxation: str, scheme: str, regularizer: str) -> bool:
@@ -133,7 +137,7 @@ def test_contract(scheme: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_contract_of_recipes(name: str) -> None:
-    check_scheme(create_recipe(name))
+    check_scheme(create_recipe(name), space=CELLS if name in ("p_darts", "pc_darts") else None)
 
 
 @pytest.mark.parametrize("scheme", ["alternating", "unrolled", "reinforce"])

@@ -234,7 +234,7 @@ def test_the_eigenvalue_of_a_network_is_that_of_its_whole_hessian() -> None:
 
 
 def test_every_second_epoch_is_measured_on_architecture_images() -> None:
-    step = toy_step(replace(DARTS, stopper=EigenvalueRise()), space=CELL)
+    step = toy_step(replace(DARTS, stopper=EigenvalueRise()), num_layers=2)
     decay = replace(step, state=replace(step.state, history=[]))
     decay.state.arch_optimizer = torch.optim.Adam(step.state.logits.values(), weight_decay=0.5)
     for _ in range(3):

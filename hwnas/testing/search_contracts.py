@@ -188,7 +188,8 @@ def _one_step(
         return (-images, 9 - labels) if negative else (images, labels)
 
     step = _Watched(**{**vars(toy), "next_arch_batch": fetch})
-    figures = recipe.scheme(step)
+    with step.compute.seeded(0):  # as in a search, for what operators draw themselves
+        figures = recipe.scheme(step)
     assert len(fetched) == step.state.arch_batches, "fetch images by step.arch_batch(), or a resumed search differs"
     assert not fetched or recipe.scheme.needs_arch_split, "it used images that it says it does not need"
     return step, figures
