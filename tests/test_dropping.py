@@ -96,14 +96,16 @@ def test_the_rate_is_that_of_the_moment(name: str) -> None:
 @pytest.mark.parametrize("partial_channels", [1, 4])
 def test_networks_that_are_taken_out_drop_nothing(partial_channels: int) -> None:
     supernet = Supernet(CELLS, partial_channels=partial_channels, drops_skips=True, drops_paths=True)
-    supernet.drop(skips=0.9, paths=0.9)
+    supernet.drop(skips=0.5, paths=0.5)
     network = extract(
         supernet, CELLS.architecture([1 if i % 14 in (0, 1, 2, 3, 5, 6, 9, 10) else 0 for i in range(28)])
     )
     images = torch.randn(2, *CELLS.input_shape)
     assert network.training
     assert torch.equal(network(images), network(images))
-    assert not torch.equal(*(supernet(images, toy_step(recipe(), space=CELLS).draw(Softmax())) for _ in range(2)))
+    gates = toy_step(recipe(), space=CELLS).draw(Softmax())
+    with Compute(device="cpu").seeded(1):
+        assert not torch.equal(supernet(images, gates), supernet(images, gates))
 
 
 def test_memory_is_predicted_with_what_is_dropped() -> None:
