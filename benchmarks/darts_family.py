@@ -90,6 +90,9 @@ ACCURACIES = "supernet", "inherited", "recalibrated", "retrained"
 
 FARTHEST = 5.0
 """Learning rate of the logits times steps: with Adam, about as far as a logit can move; that of DARTS' 50 epochs."""
+GROWTH = 5 / 17, 11 / 17
+"""Depths of P-DARTS' first searches, as shares of the last one's."""
+FEWEST_CELLS = 3
 CERTAIN = 50.0
 WEIGHT_SHARE = 0.5
 MAX_IMAGES, NUM_BATCHES = 2000, 8
@@ -195,10 +198,11 @@ def searches(arguments: argparse.Namespace) -> Iterator[str]:
     """Searches with every method and keeps what was found."""
     data = images(arguments)
     steps = len(data.train) * WEIGHT_SHARE // arguments.batch_size * arguments.epochs
+    most = budget_of(space_of("darts", arguments), arguments.limit).max_ms
     for name in arguments.methods.split(","):
         if RESULTS.all(**identity(name, arguments)):
             continue
-        started, budget = time.monotonic(), budget_of(space_of(name, arguments), arguments.limit)
+        started, budget = time.monotonic(), replace(budget_of(space_of(name, arguments), 1.0), max_ms=most)
         if name == "random":
             best, row = drawn(budget, arguments.seed), {}
         else:
@@ -292,7 +296,25 @@ def recipe_of(name: str, arguments: argparse.Namespace, steps: float) -> Recipe:
     recipe, given = parsed(name)
     lengths: dict[str, Any] = {"num_epochs": arguments.epochs, "batch_size": arguments.batch_size}
     rate = {} if recipe == "cp_nas" else {"arch_lr": FARTHEST / max(1.0, steps)}  # its logits are sums of accuracies
+    if recipe == "p_darts":
+        return growing(arguments, rate["arch_lr"])
     return create_recipe(recipe, **lengths, **rate, **given)
+
+
+def growing(arguments: argparse.Namespace, rate: float) -> Recipe:
+    """P-DARTS up to the depth of the common skeleton, its three searches as long together as those of the others."""
+    searches = 1 + len(GROWTH)
+    last = create_recipe(
+        "p_darts", num_epochs=max(1, arguments.epochs // searches), batch_size=arguments.batch_size,
+        arch_lr=searches * rate,
+    )  # fmt: skip
+    cells = int(built_space(arguments.space, None, None, None).options["num_cells"])
+    depths = [max(FEWEST_CELLS, round(share * cells)) for share in GROWTH]
+    stages = tuple(
+        replace(stage, recipe=replace(stage.recipe, proxy={"num_cells": depth}))
+        for stage, depth in zip(last.stages, depths, strict=True)
+    )
+    return replace(last, proxy={}, stages=stages)
 
 
 def space_of(name: str, arguments: argparse.Namespace) -> SearchSpace:

@@ -8,6 +8,7 @@ it writes, and what it prints as PART.log while it runs, comes into the folder $
     python benchmarks/gpu.py --parts tables
     python benchmarks/gpu.py --parts engines     # not among the default parts, as all that follow
     python benchmarks/gpu.py --parts nas-bench   # reads scratch/cifar10.npz and scratch/nas_bench_macro.csv
+    python benchmarks/gpu.py --parts darts-family   # the methods and the seed that METHODS and SEED name
     python benchmarks/gpu.py --dry-run       # the same steps on this processor and the toy space
 """
 
@@ -174,6 +175,22 @@ def nas_bench(dry: bool, out: Path) -> Iterator[Row]:
     yield from script("gradients", out, "--data", f"npz:{data[1]}", "--weights", weights, "--seed", seed, *plan)
 
 
+def darts_family(dry: bool, out: Path) -> Iterator[Row]:
+    """Costs at the published size; then searches on S2, with more methods and seeds where calls name others."""
+    size = "channels=4,num_cells=3,resolution=16" if dry else "channels=16,num_cells=8"
+    batch, device = 4 if dry else 96, "cpu" if dry else "cuda"
+    methods = os.environ.get("METHODS", "darts,robust_darts:mode=stop,pc_darts,gdas")
+    chosen = ["--methods", methods, "--batch-size", batch, "--device", device]
+    yield from script(
+        "darts_family", out, "costs", "--space", f"darts-cell:{size}", *chosen, "--rounds", 1 if dry else 5
+    )
+    common = [*chosen, "--space", f"robust-darts:subspace=2,{size}", "--data", f"npz:{ROOT / 'scratch/cifar10.npz'}"]
+    common += ["--seed", os.environ.get("SEED", "0"), "--images", 40 if dry else 10000]
+    common += ["--epochs", 1, "--train-epochs", 1] if dry else ["--epochs", 25, "--train-epochs", 20]
+    yield from script("darts_family", out, "search", *common)
+    yield from script("darts_family", out, "summary", *common)
+
+
 PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
     "correctness": (correctness, 150),
     "modes": (modes, 80),
@@ -183,6 +200,7 @@ PARTS: dict[str, tuple[Callable[[bool, Path], Iterator[Row]], int]] = {
     "tables": (tables, 210),
     "compile": (compilation, 240),
     "nas-bench": (nas_bench, 530),
+    "darts-family": (darts_family, 530),
 }
 """Name -> function and time limit in seconds."""
 

@@ -1,0 +1,82 @@
+"""``benchmarks/darts_family.py`` searches, judges and sums up, and knows the names of NAS-Bench-201."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import hwnas
+
+SPACE = "robust-darts:subspace=2,channels=4,num_cells=3,resolution=16"
+PLAN = ("--space", SPACE, "--batch-size", "8", "--epochs", "1", "--train-epochs", "1", "--images", "40")
+
+
+@pytest.fixture
+def run(
+    load_benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs a stage in a folder of its own; returns what it wrote."""
+    script = load_benchmark("darts_family")
+    monkeypatch.chdir(tmp_path)
+
+    def stage(*words: str) -> str:
+        output = tmp_path / "lines.txt"
+        monkeypatch.setattr(sys, "argv", ["darts_family.py", *words, "--output", str(output)])
+        script.main()
+        return output.read_text(encoding="utf-8") if output.exists() else ""
+
+    return stage
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    images = {f"x_{part}": rng.integers(0, 256, (count, 16, 16, 3), np.uint8) for part, count in SIZES.items()}
+    labels = {f"y_{part}": np.arange(count) % 10 for part, count in SIZES.items()}
+    np.savez(tmp_path / "images.npz", **images, **labels)
+    return f"npz:{tmp_path / 'images.npz'}"
+
+
+SIZES = {"train": 80, "test": 40}
+
+
+def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: str) -> None:
+    methods = ("--methods", "darts,p_darts,gold_nas,random", "--data", data)
+    run("search", *PLAN, *methods)
+    kept = Path("runs/darts-family/results.jsonl").read_text()
+    assert len(kept.splitlines()) == 4
+    run("search", *PLAN, *methods)
+    assert Path("runs/darts-family/results.jsonl").read_text() == kept
+    table = run("summary", *PLAN, *methods)
+    for column in ("supernet", "inherited", "recalibrated", "retrained", "skips", "eigenvalue"):
+        assert column in table
+    for method in ("darts", "p_darts", "gold_nas", "random"):
+        assert re.search(rf"^{method}\s+1\s", table, re.MULTILINE)
+
+
+def test_costs_are_ratios_to_darts(run: Callable[..., str]) -> None:
+    table = run("costs", "--space", SPACE, "--batch-size", "4", "--rounds", "1", "--methods", "darts,gdas")
+    assert re.search(r"^darts\s+memory  1\.00   time  1\.00$", table, re.MULTILINE)
+    found = re.search(r"^gdas\s+memory +([\d.]+)   time", table, re.MULTILINE)
+    assert found is not None
+    assert 0 < float(found[1]) < 1  # one operator an edge, not all
+
+
+def test_regret_is_looked_up(
+    run: Callable[..., str], tmp_path: Path, load_benchmark: Callable[[str], ModuleType]
+) -> None:
+    space = hwnas.create_space("nas-bench-201")
+    best = space.architecture([3, 0, 0, 0, 0, 0])
+    script = load_benchmark("darts_family")
+    name = script.nb201_text(dict(best.options))
+    assert re.fullmatch(r"\|\w+~0\|\+\|\w+~0\|\w+~1\|\+\|\w+~0\|\w+~1\|\w+~2\|", name)
+    script.RESULTS.add({"method": "gdas", "seed": 1, "space": "nas-bench-201", "architecture": dict(best.options)})
+    (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90.5\nother,94.0\n")
+    table = run("regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv"))
+    assert re.search(r"gdas\s+seed 1: 90\.50, regret 3\.50", table)
