@@ -20,13 +20,13 @@ from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Candidates, Epoch, Finished
-from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst, without_dead
+from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
 from hwnas.search.relaxations import Sigmoid, Softmax
 from hwnas.search.schedules import value_at
 from hwnas.search.step import SearchStep, Task
 from hwnas.search.surviving import survivors
-from hwnas.space import NONE, SearchSpace, create_space
+from hwnas.space import NONE, SearchSpace, create_space, without_dead
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.testing.parts import toy_step
 from hwnas.testing.toys import toy_space, toy_table

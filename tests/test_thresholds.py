@@ -14,7 +14,7 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
-from hwnas.search.derivations import MostProbableWithinBudget, Survivors, Threshold
+from hwnas.search.derivations import Argmax, MostProbableWithinBudget, SampleAndScore, Survivors, Threshold
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.relaxations import Concrete, Sigmoid
 from hwnas.space import NONE, SearchSpace, create_space
@@ -24,6 +24,7 @@ from hwnas.testing.toys import toy_space, toy_table
 SMALL = {"channels": 4, "num_cells": 3, "resolution": 16}
 FAIR = create_space("darts-cell", inputs=0, with_none=0, **SMALL)
 SNAS = create_space("darts-cell", inputs=0, **SMALL)
+BENCH = create_space("nas-bench-201", width=0.25, num_cells=1, resolution=16)
 
 
 def model_of(space: SearchSpace) -> LatencyModel:
@@ -49,36 +50,53 @@ def derived(derivation: Derivation, finished: Finished, max_ms: float | None = N
 
 
 THREE = {
+    "normal_edge02": {"skip_connect": 0.9},
     "normal_edge04": {"skip_connect": 0.88, "sep_conv_3x3": 0.95},
     "normal_edge14": {"max_pool_3x3": 0.86},
     "normal_edge24": {"dil_conv_5x5": 0.97},
-    "normal_edge02": {"sep_conv_5x5": 0.849},
-    "reduce_edge35": {"avg_pool_3x3": 0.9},
+    "normal_edge03": {"sep_conv_5x5": 0.849},
+    "reduce_edge05": {"avg_pool_3x3": 0.9},
+    "reduce_edge35": {"avg_pool_3x3": 0.9},  # from a node without edges
 }
 
 
 @pytest.mark.parametrize(
     ("derivation", "space"),
-    [(Threshold(), FAIR), (Threshold(0.5, at_most=1), FAIR), (Survivors(), SNAS), (Survivors(), toy_space())],
-    ids=["threshold", "low threshold", "survivors", "survivors of a chain"],
+    [
+        (Threshold(), FAIR),
+        (Threshold(0.5, at_most=1), FAIR),
+        (Survivors(), SNAS),
+        (Survivors(), create_space("gold-nas", **SMALL)),
+        (Survivors(), toy_space()),
+        (Argmax(), SNAS),
+        (MostProbableWithinBudget(), BENCH),
+        (SampleAndScore(3), BENCH),
+    ],
+    ids=["threshold", "low threshold", "survivors", "gold", "chain", "argmax", "nas-bench-201", "drawn"],
 )
 def test_contract(derivation: Derivation, space: SearchSpace) -> None:
     check_derivation(derivation, model_of(space))
 
 
-def test_weights_below_the_threshold_leave_nodes_empty() -> None:
-    assert derived(Threshold(), sigmoids({}))[0] == {}
+def test_where_no_weight_is_large_enough_the_strongest_edges_remain(caplog: pytest.LogCaptureFixture) -> None:
+    strong = {"normal_edge12": {"sep_conv_3x3": 0.8}, "reduce_edge13": {"skip_connect": 0.7}}
+    assert derived(Threshold(), sigmoids(strong))[0] == {
+        "normal_edge12": "sep_conv_3x3",
+        "reduce_edge13": "skip_connect",
+    }
+    assert "no way from the image to the output has weights of 0.85 and more" in caplog.text
 
 
 def test_of_three_strong_edges_the_best_two_are_kept_with_their_best_operator() -> None:
     found = derived(Threshold(), sigmoids(THREE))[0]
     assert found == {
+        "normal_edge02": "skip_connect",
         "normal_edge04": "sep_conv_3x3",
         "normal_edge24": "dil_conv_5x5",
-        "reduce_edge35": "avg_pool_3x3",
+        "reduce_edge05": "avg_pool_3x3",
     }
-    assert len(derived(Threshold(at_most=3), sigmoids(THREE))[0]) == 4
-    assert "normal_edge02" in derived(Threshold(0.84), sigmoids(THREE))[0]
+    assert len(derived(Threshold(at_most=3), sigmoids(THREE))[0]) == 5
+    assert "normal_edge03" in derived(Threshold(0.84), sigmoids(THREE))[0]
 
 
 def test_under_a_tight_limit_no_other_edge_comes_in() -> None:
@@ -117,7 +135,7 @@ def test_thresholds_out_of_range_are_refused() -> None:
 
 def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:
     space = create_space("gold-nas", **SMALL)
-    one, other = space.choice_names[:2]
+    one, other = "cell0_edge02_sep3", "cell2_edge02_skip"  # the last cell reads the first
     p = {name: torch.tensor([1.0, 0.0]) for name in space.choice_names}
     p[one], p[other] = torch.tensor([0.97, 0.03]), torch.tensor([0.2, 0.8])
     model = model_of(space)
@@ -125,7 +143,7 @@ def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:
     found = next(Survivors()(Finished(p, lambda architecture: 0.0), Budget(model, high)))
     assert {name for name, option in found.options if option != NONE} == {one, other}
     found = next(Survivors()(Finished(p, lambda architecture: 0.0), Budget(model, low)))
-    assert {option for _, option in found.options} == {NONE}
+    assert model.exact_ms(found) == low
     with pytest.raises(UsageError, match="inputs=0"):
         Survivors().check(create_space("darts-cell", **SMALL))
 

@@ -11,7 +11,7 @@ from hwnas.errors import UsageError
 from hwnas.search.protocols import Candidates, Pruner
 from hwnas.search.step import SearchStep
 from hwnas.search.surviving import surviving
-from hwnas.space import NONE, SearchSpace
+from hwnas.space import NONE, SearchSpace, without_dead
 
 
 @dataclass(frozen=True)
@@ -174,37 +174,3 @@ def _without(left: Candidates, name: str, option: int, space: SearchSpace) -> di
     if not rest and (in_node or NONE not in options):
         return None
     return without_dead({**left, name: rest or (options.index(NONE),)}, space)
-
-
-def without_dead(left: Candidates, space: SearchSpace) -> dict[str, tuple[int, ...]] | None:
-    """The same with ``none`` for every choice whose operators nothing reaches, or that reach nothing, in any layer.
-
-    Args:
-        left: Choice name -> numbers of the options that are left.
-        space: Of at most one choice a layer; its wiring is followed.
-
-    Returns:
-        Candidates, or None where nothing reaches the output any more.
-    """
-    dead = [
-        all(layer.signatures[k].op == NONE for k in (left[layer.choices[0]] if layer.choices else (0,)))
-        for layer in space.layers
-    ]
-    reached: list[bool] = []
-    for gone, sources in zip(dead, space.wiring, strict=True):
-        reached.append(not gone and any(i < 0 or reached[i] for i in sources))
-    if not reached[-1]:
-        return None
-    used = [False] * (len(dead) - 1) + [True]
-    for position in reversed(range(len(dead))):
-        for source in space.wiring[position] if used[position] and reached[position] else ():
-            if source >= 0:
-                used[source] = True
-    alive = {name for layer, r, u in zip(space.layers, reached, used, strict=True) if r and u for name in layer.choices}
-    fixed = {name for node in space.nodes for name in node.choices}
-    lost = {
-        name: (space.choice(name).options.index(NONE),)
-        for name in left
-        if name not in alive | fixed and NONE in space.choice(name).options
-    }
-    return {**left, **lost}

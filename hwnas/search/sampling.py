@@ -19,7 +19,7 @@ from hwnas.latency.budget import solve
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import Indices, LatencyModel
 from hwnas.search.nodes import among_networks
-from hwnas.space import NONE, Architecture, OpSignature, SearchSpace
+from hwnas.space import NONE, Architecture, OpSignature, SearchSpace, tidied
 
 NUM_DRAWS = 65_536
 """Draws at once."""
@@ -33,6 +33,20 @@ MAX_DOUBLINGS = 60
 def log_probabilities(probabilities: Mapping[str, Tensor], space: SearchSpace) -> list[Array]:
     """Log-probability of every option, choice by choice in order; no option is less likely than 1e-12."""
     return [probabilities[name].double().clamp_min(1e-12).log().cpu().numpy() for name in space.choice_names]
+
+
+def tidy(rows: Indices, space: SearchSpace) -> tuple[Indices, Indices]:
+    """The same networks with ``none`` for all that changes nothing; see ``tidied``.
+
+    Args:
+        rows: Option indices of shape ``(networks, choices)``.
+        space: Whose networks they are.
+
+    Returns:
+        Rows of the same shape; and of each whether the image reaches the output.
+    """
+    columns, connected = tidied(list(rows.T), space)
+    return np.stack(columns, axis=1).reshape(rows.shape), np.broadcast_to(connected, len(rows))
 
 
 class Unseen:
@@ -102,7 +116,9 @@ def _drawn(generator: np.random.Generator, probabilities: Array, num_draws: int)
 class BandSampler:
     """Draws architectures from independent probabilities, given that ``min_ms <= exact_ms <= max_ms``.
 
-    Given too, where the space has nodes, that these keep as many edges as they must.
+    Given too, where the space has nodes, that these keep as many edges as they must. Operators of a draw that change
+    nothing, as only zeros reach them or nothing reads them, become ``none``; a draw in which nothing reaches the output
+    does not count.
 
     Three ways, each where the one before finds too little:
 
@@ -174,14 +190,16 @@ class BandSampler:
                 rest = tilted[choice].copy()
                 rest[idle] = 0
                 rows[:, choice] = np.where(chosen[:, column], _drawn(generator, rest / rest.sum(), num_draws), idle)
-        ms = self.model.exact_ms_many(rows)
-        rows = rows[(self.min_ms <= ms) & (ms <= self.max_ms)]
+        found, connected = tidy(rows, self.model.space)
+        ms = self.model.exact_ms_many(found)
+        within = connected & (self.min_ms <= ms) & (ms <= self.max_ms)
+        rows, found = rows[within], found[within]
         if mu == 0 or not len(rows):
-            return rows
+            return found
         logs = np.zeros(len(rows))
         for choice, ms in enumerate(self.first_order_ms):
             logs += mu * ms[rows[:, choice]]
-        kept: Indices = rows[generator.random(len(rows)) < np.exp(logs - logs.max())]
+        kept: Indices = found[generator.random(len(rows)) < np.exp(logs - logs.max())]
         return kept
 
     @cached_property

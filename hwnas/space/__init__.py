@@ -1,10 +1,11 @@
 """Search spaces as plain data; standard library only."""
 
+from hwnas.space.alive import tidied, without_dead
 from hwnas.space.architecture import Architecture
 from hwnas.space.cost import macs, parameters
 from hwnas.space.library import SPACES, create_space
-from hwnas.space.search_space import NONE, Choice, Joined, LayerSpec, Node, SearchSpace, Wiring, chained
-from hwnas.space.signature import SIGNATURE_VERSION, OpSignature, Shape
+from hwnas.space.search_space import Choice, Joined, LayerSpec, Node, SearchSpace, Wiring, chained
+from hwnas.space.signature import NONE, SIGNATURE_VERSION, OpSignature, Shape
 
 __all__ = [
     "NONE",
@@ -23,4 +24,6 @@ __all__ = [
     "create_space",
     "macs",
     "parameters",
+    "tidied",
+    "without_dead",
 ]

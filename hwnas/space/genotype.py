@@ -10,7 +10,8 @@ from typing import Any
 from hwnas.errors import ArchitectureError
 from hwnas.space.architecture import Architecture
 from hwnas.space.library.darts import EDGES, KINDS, NUM_INPUTS, NUM_NODES, edge_name
-from hwnas.space.search_space import NONE, SearchSpace
+from hwnas.space.search_space import SearchSpace
+from hwnas.space.signature import NONE
 
 Edges = tuple[tuple[str, int], ...]
 """Operator and source of every edge that is kept, node by node."""

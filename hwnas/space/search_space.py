@@ -13,11 +13,9 @@ from functools import cached_property
 from typing import Any
 
 from hwnas.errors import ArchitectureError, SpaceError
+from hwnas.space.alive import tidied
 from hwnas.space.architecture import Architecture
-from hwnas.space.signature import OpSignature, Shape
-
-NONE = "none"
-"""Option, and operator, of an edge that a network does without."""
+from hwnas.space.signature import NONE, OpSignature, Shape
 
 
 @dataclass(frozen=True)
@@ -336,11 +334,17 @@ class SearchSpace:
             yield kept, math.prod(len(self.choice(name).options) - 1 for name in kept)
 
     def distinct(self, count: int, *, seed: int) -> list[Architecture]:
-        """At most ``count`` different random architectures (fewer only if the space is smaller)."""
-        rng = random.Random(seed)
+        """At most ``count`` different random architectures (fewer only if the space is smaller).
+
+        None has operators that change nothing, and in each the image reaches the output.
+        """
+        rng, drawn = random.Random(seed), set[Architecture]()
         found: dict[Architecture, None] = {}
-        while len(found) < min(count, self.size):
-            found[self.random(rng)] = None
+        while len(found) < count and len(drawn) < self.size:
+            drawn.add(architecture := self.random(rng))
+            row, connected = tidied(self.indices(architecture), self)
+            if connected:
+                found[self.architecture(row)] = None
         return list(found)
 
     def __iter__(self) -> Iterator[Architecture]:

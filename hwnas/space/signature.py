@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from hwnas.errors import SpaceError
 
+NONE = "none"
+"""Operator, and option, of an edge that a network does without."""
+
 SIGNATURE_VERSION = 1
 """Version of the text form; written into every table's sidecar."""
 

@@ -16,7 +16,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.search.protocols import Batch, Context, Derivation, Finished, Logits, Regularizer, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.step import Part, SearchStep
-from hwnas.space import Architecture, SearchSpace
+from hwnas.space import Architecture, SearchSpace, tidied
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.testing.parts import toy_step
 from hwnas.testing.toys import toy_latency_model, toy_space
@@ -276,6 +276,8 @@ def _context(ratio: float) -> tuple[Context, list[nn.Parameter]]:
 def check_derivation(derivation: Derivation, model: LatencyModel | None = None) -> None:
     """A derivation yields architectures within the budget, at least one, each once, the same for the same seed.
 
+    In each the image reaches the output, and no operator changes nothing.
+
     At limits that one network keeps, that some keep and that all keep. A derivation asks for accuracies if it says
     that it ``evaluates``, and only then.
 
@@ -308,4 +310,6 @@ def check_derivation(derivation: Derivation, model: LatencyModel | None = None) 
         assert budget.allows(slowest), f"a network of {slowest:g} ms was derived for a limit of {max_ms:g} ms"
         assert len(set(map(model.space.operators, found))) == len(found), "a network came twice"
         assert found == again, "the same seed derived other networks"
+        for row in map(model.space.indices, found):
+            assert tidied(row, model.space) == ([*row], True), f"part of a network is cut off: {row}"
     assert bool(asked) == derivation.evaluates, "it says that it 'evaluates', but asked for no accuracy"

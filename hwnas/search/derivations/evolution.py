@@ -17,7 +17,7 @@ from hwnas.latency.model import Indices
 from hwnas.search.derivations.band import HIGHEST_DRAWN, check_floor, sampler_within
 from hwnas.search.derivations.scoring import Scoring
 from hwnas.search.protocols import Derivation, Finished
-from hwnas.search.sampling import BandSampler, Unseen
+from hwnas.search.sampling import BandSampler, Unseen, tidy
 from hwnas.space import Architecture
 
 LOGGER = logging.getLogger("hwnas")
@@ -134,8 +134,9 @@ class _Nursery:
         yield from itertools.islice(fresh, settings.population - num_children)
 
     def _legal(self, rows: Indices) -> Indices:
+        rows, connected = tidy(rows, self._space)
         ms = self._sampler.model.exact_ms_many(rows)
-        return rows[(self._sampler.min_ms <= ms) & (ms <= self._sampler.max_ms)]
+        return rows[connected & (self._sampler.min_ms <= ms) & (ms <= self._sampler.max_ms)]
 
     def _mutated(self, parents: Indices, tries: int) -> Indices:
         rows = parents[self._generator.integers(len(parents), size=tries)]

@@ -12,7 +12,7 @@ from hwnas.latency.budget import Budget, solve
 from hwnas.search.derivations.band import check_floor, floor_ms
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
-from hwnas.space import Architecture
+from hwnas.space import Architecture, tidied
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Argmax(Derivation):
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
         top = tuple(int(np.argmax(score)) for score in scores)
-        first = [top] if space.permits(top) and budget.allows(model.exact_ms(space.architecture(top))) else []
+        right = space.permits(top) and tidied(top, space) == ([*top], True)
+        first = [top] if right and budget.allows(model.exact_ms(space.architecture(top))) else []
         yield from Unseen(space).among(itertools.chain(first, solve(model, scores, max_ms=budget.max_ms)))
 
 

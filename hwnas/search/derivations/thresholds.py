@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from hwnas.latency.calibration import Array
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.search.surviving import surviving
-from hwnas.space import NONE, Architecture, Joined, SearchSpace
+from hwnas.space import NONE, Architecture, Joined, SearchSpace, tidied
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Threshold(Derivation):
     """Every edge whose strongest operator is strong enough, with that operator; into a node the strongest few.
 
     The weight of option k is ``(1 - p(none)) p_k / max p``, which under logistic gates is their ``sigma_k``. A node
-    may end without any edge; it is then zero.
+    may end without any edge; it is then zero, and edges from it are given up, too.
 
     First comes what this rule finds, if it is within the limit; then the networks that keep it and have no other edges,
     the largest product of kept ``sigma_k``, and of ``1 - max sigma`` of edges given up, first, by a 0/1 programme.
+    Where no image reaches the output by strong edges alone, the log says so, and the programme chooses among the
+    strongest edges into every node.
 
     Args:
         threshold: Least weight, from 0 to 1.
@@ -36,8 +41,8 @@ class Threshold(Derivation):
 
     Source:
         FairDARTS, arXiv 1911.12126, section 4 and released code: 0.85 and 2.
-        Differs: the limit is kept; a node without edges stays among those that are joined, as zeros; the variant with
-        two operators on an edge is left out.
+        Differs: the limit is kept; a node without edges stays among those that are joined, as zeros; a network always
+        has a way from the image to the output; the variant with two operators on an edge is left out.
     """
 
     threshold: float = 0.85
@@ -67,7 +72,14 @@ class Threshold(Derivation):
         model, space = budget.model, budget.model.space
         self.check(space)
         weights = [_weights(finished, space, position) for position in range(len(space.choices))]
-        first = self._kept(weights, space)
+        first, connected = tidied(self._kept(weights, space, self.threshold), space)
+        if not connected:
+            LOGGER.warning(
+                "no way from the image to the output has weights of %g and more; weaker edges are taken. Search "
+                "longer, or derive with a lower threshold",
+                self.threshold,
+            )
+            first, _ = tidied(self._kept(weights, space, 0.0), space)
         lost = [space.idle[choice.name] for choice in space.choices]
         scores = [np.log(np.clip(weight, 1e-12, None)) for weight in weights]
         other = [
@@ -77,10 +89,10 @@ class Threshold(Derivation):
             if kept == none != option
         ]
         found = solve(model, scores, max_ms=budget.max_ms, rare=other)
-        within = [first] if budget.allows(float(model.exact_ms_many([first])[0])) else []
+        within = [first] if connected and budget.allows(float(model.exact_ms_many([first])[0])) else []
         yield from Unseen(space).among(itertools.chain(within, found))
 
-    def _kept(self, weights: Sequence[Array], space: SearchSpace) -> tuple[int, ...]:
+    def _kept(self, weights: Sequence[Array], space: SearchSpace, threshold: float) -> tuple[int, ...]:
         row = [space.idle[choice.name] for choice in space.choices]
         for node in _ends(space):
             best = {}
@@ -88,7 +100,7 @@ class Threshold(Derivation):
                 others = weights[position].copy()
                 others[row[position]] = -1
                 best[position] = int(np.argmax(others))
-            strong = [position for position in node if weights[position][best[position]] >= self.threshold]
+            strong = [position for position in node if weights[position][best[position]] >= threshold]
             strongest = sorted(strong, key=lambda position: (-weights[position][best[position]], position))
             for position in strongest[: self.at_most]:
                 row[position] = best[position]
@@ -100,7 +112,8 @@ class Survivors(Derivation):
     """What pruning has left: of every choice the most probable option that is not pruned.
 
     Of a choice whose ``none`` is not searched that is an operator, for as long as one is left. First comes this
-    network, if it is within the limit; then the most probable ones that are, by a 0/1 programme.
+    network, if it is within the limit; then those within it that keep most, by a 0/1 programme: the largest sum of
+    ``p`` of kept operators where ``none`` is not searched, and of ``log p`` elsewhere.
 
     Raises:
         UsageError: Before the first step: nodes of the space keep a fixed number of edges.
@@ -122,9 +135,14 @@ class Survivors(Derivation):
         """See ``Derivation``."""
         model, space = budget.model, budget.model.space
         self.check(space)
-        first = surviving(finished.probabilities, space)
-        within = [first] if budget.allows(float(model.exact_ms_many([first])[0])) else []
+        first, connected = tidied(surviving(finished.probabilities, space), space)
+        within = [first] if connected and budget.allows(float(model.exact_ms_many([first])[0])) else []
         scores = log_probabilities(finished.probabilities, space)
+        for position, choice in enumerate(space.choices):
+            if choice.name in space.idle:
+                p = finished.probabilities[choice.name].double().cpu().numpy()
+                scores[position] = np.where(p > 0, p, -len(scores))  # what is pruned comes back only where it has to
+                scores[position][space.idle[choice.name]] = 0.0
         yield from Unseen(space).among(itertools.chain(within, solve(model, scores, max_ms=budget.max_ms)))
 
 

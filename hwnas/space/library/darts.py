@@ -21,8 +21,8 @@ from functools import partial
 
 from hwnas.errors import UsageError
 from hwnas.space.library.chain import check_size
-from hwnas.space.search_space import NONE, Choice, LayerSpec, Node, SearchSpace
-from hwnas.space.signature import OpSignature, Shape
+from hwnas.space.search_space import Choice, LayerSpec, Node, SearchSpace
+from hwnas.space.signature import NONE, OpSignature, Shape
 
 KINDS = NORMAL, REDUCE = "normal", "reduce"
 
