@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
 from hwnas.search.derivations import Argmax, MostProbableWithinBudget, SampleAndScore, Survivors, Threshold
 from hwnas.search.protocols import Derivation, Finished
-from hwnas.search.relaxations import Concrete, Sigmoid
+from hwnas.search.relaxations import Concrete, Sigmoid, Softmax
 from hwnas.space import NONE, SearchSpace, create_space
 from hwnas.testing.search_contracts import check_derivation
 from hwnas.testing.toys import toy_space, toy_table
@@ -131,6 +132,13 @@ def test_thresholds_out_of_range_are_refused() -> None:
     for wrong in ({"threshold": 1.5}, {"at_most": 0}):
         with pytest.raises(UsageError, match=r"published 0\.85 and 2"):
             Threshold(**wrong)
+
+
+def test_a_threshold_refuses_options_that_compete() -> None:
+    recipe = create_recipe("fair_darts")
+    for relaxation in (Softmax(), Concrete(1.0)):
+        with pytest.raises(UsageError, match=f"under {type(relaxation).__name__} they compete"):
+            replace(recipe, relaxation=relaxation)
 
 
 def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:

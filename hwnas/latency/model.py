@@ -177,6 +177,8 @@ class LatencyModel:
     def exact_ms(self, architecture: Architecture) -> float:
         """Predicted latency of one network.
 
+        What a cell does to an input of which it keeps no edge is counted, although the network does without it.
+
         Raises:
             ArchitectureError: It belongs to another space.
         """

@@ -255,9 +255,11 @@ class Derivation(Protocol):
 
     Attributes:
         evaluates: Whether it asks for accuracies.
+        competing: Whether it makes sense of options that compete, so that one of a choice is always certain.
     """
 
     evaluates: ClassVar[bool] = False
+    competing: ClassVar[bool] = True
 
     def check(self, space: SearchSpace) -> None:
         """Refuses, before the first step, a space that the rule does not fit.

@@ -115,6 +115,12 @@ class Recipe:
         for share in (value_at(self.cutout, progress) for progress in (0.0, 0.5, 1.0)):
             if not 0 <= share <= 1:
                 raise UsageError(f"recipe '{self.name}' has a cutout of {share:g}; expected from 0 to 1.")
+        if not self.derivation.competing and self.relaxation.kept(torch.zeros(2), progress=1.0) is None:
+            raise UsageError(
+                f"recipe '{self.name}': {type(self.derivation).__name__} judges options one by one; under "
+                f"{type(self.relaxation).__name__} they compete, and the strongest of a choice would always do. Use "
+                "Sigmoid(), or another derivation."
+            )
         self.scheme.check(self)
         if self.roll_back:
             self.roll_back.check(self)

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Threshold(Derivation):
 
     threshold: float = 0.85
     at_most: int = 2
+
+    competing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1 or self.at_most < 1:
