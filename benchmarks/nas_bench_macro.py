@@ -8,10 +8,9 @@
 The supernet sees small images first (``--phases 16:10,32:2``: ten epochs at 16 pixels, a quarter of the arithmetic,
 then two at the space's 32). Every recipe starts from the uniformly trained weights of its seed, goes on for ``--steps``
 (those that run all options for a third) with a step of the logits for each of the weights, and looks no accuracy up;
-rows with ``+scored`` compare draws from the final probabilities by the accuracy that the supernet of the seed gives
-them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE`` milliseconds
-of that table. Everything is
-kept in ``runs/nas-bench-macro`` and goes on where it stopped.
+rows with ``+scored`` compare the most probable networks within the limit by the accuracy that the supernet of the seed
+gives them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE``
+milliseconds of that table. Everything is kept in ``runs/nas-bench-macro`` and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -175,16 +174,19 @@ def searches(arguments: argparse.Namespace) -> None:
     unit = "ms" if arguments.table else "M MACs"
     done = partial(RESULTS.all, stage="search", seed=arguments.seed, steps=arguments.steps, phases=arguments.phases)
     for limit, name in itertools.product(map(float, arguments.limits.split(",")), arguments.recipes.split(",")):
-        if done(recipe=name, limit=limit, unit=unit):
-            continue
         started, budget = time.monotonic(), Budget(model, limit)
         recipe = short(name, arguments, len(trained.data.train))
-        probabilities = searched(trained, name, recipe, budget, arguments)
-        took = time.monotonic() - started
-        found = {name: recipe.derivation}
+        earlier = done(recipe=name, limit=limit, unit=unit)
+        if earlier:
+            probabilities = {each: torch.tensor(p) for each, p in earlier[0]["probabilities"].items()}
+        else:
+            probabilities = searched(trained, name, recipe, budget, arguments)
+        took, found = time.monotonic() - started, {name: recipe.derivation}
         if recipe.num_epochs:
-            found |= {f"{name}+scored": SampleAndScore(num_samples=NUM_SCORED)}
+            found |= {f"{name}+scored": SampleAndScore(NUM_SCORED, num_likely=NUM_SCORED)}
         for label, derivation in found.items():
+            if done(recipe=label, limit=limit, unit=unit):
+                continue
             best = next(derivation(Finished(probabilities, trained.accuracy, arguments.seed), budget))
             code = code_of(space, best)
             RESULTS.add(
@@ -192,6 +194,7 @@ def searches(arguments: argparse.Namespace) -> None:
                     "stage": "search", "seed": arguments.seed, "recipe": label, "limit": limit, "unit": unit,
                     "steps": arguments.steps, "phases": arguments.phases, "architecture": code,
                     "cost": model.exact_ms(best), "accuracy": truth.mean_acc[code], "seconds": took,
+                    "probabilities": {each: p.tolist() for each, p in probabilities.items()},
                 }
             )  # fmt: skip
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hwnas.console import figures_line
+from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
 from hwnas.search.derivations import Evolution, MostProbableWithinBudget, SampleAndScore
 from hwnas.search.protocols import Finished
@@ -108,6 +109,22 @@ def test_the_most_probable_network_is_the_first_sample(num_samples: int, seed: i
     )
     drawn = [each for each in sampler.distinct(seed) if each != likely]
     assert judge.asked[1:] == drawn[: num_samples - 1]
+
+
+def test_several_of_the_most_probable_are_scored_before_any_is_drawn() -> None:
+    budget, judge = Budget(MODEL, 0.8 * SLOWEST_MS), Judge()
+    finished = Finished(probabilities(SPACE, peak=2), judge)
+    likely = [*itertools.islice(MostProbableWithinBudget(0.5)(finished, budget), 3)]
+    derived = [*SampleAndScore(3, num_likely=3, floor=0.5)(finished, budget)]
+    assert judge.asked == likely
+    assert derived == sorted(likely, key=Judge(), reverse=True)
+    judge.asked.clear()
+    list(SampleAndScore(5, num_likely=3, floor=0.5)(finished, budget))
+    assert judge.asked[:3] == likely
+    assert len(judge.asked) == 5
+    for wrong in (0, 4):
+        with pytest.raises(UsageError, match=f"num_likely={wrong} of 3"):
+            SampleAndScore(3, num_likely=wrong)
 
 
 def test_uniform_probabilities_prefer_no_network() -> None:
