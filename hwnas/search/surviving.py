@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from hwnas.latency.model import LatencyModel
@@ -34,14 +33,22 @@ def surviving(probabilities: Mapping[str, Tensor], space: SearchSpace) -> tuple[
         probabilities: Choice name -> probability of every option; 0 of those that are pruned.
         space: Says of which choices ``none`` is not searched, so that it is taken only where nothing else is left.
     """
-    row = []
+    idle, row = space.idle, []
     for choice in space.choices:
-        p = probabilities[choice.name].detach().double().cpu().numpy().copy()
-        none = space.idle.get(choice.name)
-        if none is not None and p.sum() > p[none]:
-            p[none] = -1
-        row.append(int(np.argmax(p)))
+        p = probabilities[choice.name].tolist()
+        row.append(strongest(p, [k for k, each in enumerate(p) if each > 0], idle.get(choice.name)))
     return tuple(row)
+
+
+def strongest(probabilities: Sequence[float], left: Sequence[int], none: int | None) -> int:
+    """Number of the most probable option.
+
+    Args:
+        probabilities: Of all options of a choice.
+        left: Those that are not pruned.
+        none: The one that is taken only where no other is left.
+    """
+    return max([k for k in left if k != none] or left, key=probabilities.__getitem__)
 
 
 def survivors(history: Sequence[Epoch], model: LatencyModel) -> list[Survivor]:
