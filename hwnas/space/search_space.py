@@ -185,7 +185,7 @@ class SearchSpace:
         """The choice of that name."""
         return self.choices[self.choice_names.index(name)]
 
-    @property
+    @cached_property
     def choice_names(self) -> tuple[str, ...]:
         """Names of the choices, in order."""
         return tuple(choice.name for choice in self.choices)
