@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from hwnas.latency.model import LatencyModel
-from hwnas.search.protocols import Epoch
 from hwnas.space import Architecture, SearchSpace
+
+if TYPE_CHECKING:
+    from hwnas.search.loop import SearchResult
 
 
 class Survivor(NamedTuple):
     """What was left during an epoch.
 
     Args:
-        epoch: The first, from 1, that it was left in.
+        epoch: The first, from 1, that it was left in; of what was left at the end of the last one the next number.
         architecture: Of every choice the most probable option that is not pruned.
         exact_ms: Its predicted latency.
     """
@@ -51,21 +53,21 @@ def strongest(probabilities: Sequence[float], left: Sequence[int], none: int | N
     return max([k for k in left if k != none] or left, key=probabilities.__getitem__)
 
 
-def survivors(history: Sequence[Epoch], model: LatencyModel) -> list[Survivor]:
+def survivors(result: SearchResult, model: LatencyModel) -> list[Survivor]:
     """The series of networks that a pruning search went through, the largest first: a choice of accuracy and latency.
 
-    Of cells whose nodes keep a fixed number of edges there is no such series.
+    The last is what was left at its end. Of cells whose nodes keep a fixed number of edges there is no such series.
 
     Args:
-        history: Of the search; see ``SearchResult``.
+        result: Of the search.
         model: Predicts latency.
 
     Source:
         GOLD-NAS, arXiv 2007.03331, section 3: one run yields a Pareto series.
     """
     series: list[Survivor] = []
-    for number, epoch in enumerate(history, start=1):
-        architecture = model.space.architecture(surviving(epoch.probabilities, model.space))
-        if not series or series[-1].architecture != architecture:
+    for number, probabilities in enumerate([*(each.probabilities for each in result.history), result.probabilities], 1):
+        architecture = model.space.architecture(surviving(probabilities, model.space))
+        if architecture not in [each.architecture for each in series]:
             series.append(Survivor(number, architecture, model.exact_ms(architecture)))
     return series
