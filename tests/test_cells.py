@@ -322,3 +322,12 @@ def test_factorized_reduction_reads_every_second_pixel_and_the_others() -> None:
         found = reduce(torch.arange(1.0, 26.0).view(1, 1, 5, 5)) * (1 + reduce.norm.eps) ** 0.5
     assert torch.allclose(found[0, 0], torch.tensor([[1.0, 3, 5], [11, 13, 15], [21, 23, 25]]))
     assert torch.allclose(found[0, 1], torch.tensor([[7.0, 9, 0], [17, 19, 0], [0, 0, 0]]))
+
+
+def test_a_relu_first_convolution_starts_as_published() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, convolution, norm = build_op(OpSignature.create("relu_conv", (16, 4, 4), 16, k=1))
+    assert norm.eps == 1e-5
+    largest = float(convolution.weight.detach().abs().max())
+    assert 0.9 / 4 < largest <= 1 / 4  # even between -1 and 1 over the root of the 16 inputs
