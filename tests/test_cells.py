@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hwnas.console import draw
 from hwnas.errors import ArchitectureError, SpaceError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms, solve
 from hwnas.latency.model import LatencyModel
@@ -331,3 +332,16 @@ def test_a_relu_first_convolution_starts_as_published() -> None:
     assert norm.eps == 1e-5
     largest = float(convolution.weight.detach().abs().max())
     assert 0.9 / 4 < largest <= 1 / 4  # even between -1 and 1 over the root of the 16 inputs
+
+
+def test_a_drawn_cell_shows_what_computes_and_counts_the_rest() -> None:
+    space = create_space("gold-nas", **SMALL)
+    options = {
+        name: "none" if name.startswith("cell1_") and name.endswith("sep3") else "" for name in space.choice_names
+    }
+    chosen = space.architecture([0 if options[name] else 1 for name in space.choice_names])
+    *lines, last = draw(space, chosen).splitlines()
+    shown = [line.split()[0] for line in lines]
+    assert shown == [layer.name for layer in space.layers if not layer.is_node and not options.get(layer.name)]
+    assert last == "  not shown: 15 nodes, which add up or join, and 14 edges of none"
+    assert max(line.count("█") for line in lines) == 24

@@ -90,6 +90,11 @@ class LayerSpec:
         """Whether it is searched and lies between nodes, where others are added to it, rather than in a chain."""
         return bool(self.choices and self.inputs)
 
+    @property
+    def is_node(self) -> bool:
+        """Whether it does nothing but add up or join what enters it."""
+        return bool(self.inputs) and not self.choices and self.signatures[0].op == "skip"
+
 
 class Joined(tuple[int, ...]):
     """Positions of layers whose outputs are laid side by side, channels after channels."""
