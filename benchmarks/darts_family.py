@@ -36,6 +36,7 @@ from hwnas.cli_options import built_space
 from hwnas.compute import Compute
 from hwnas.console import Reporter
 from hwnas.data import BatchStream, ImageData, ImageDataset, load_data
+from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.environment import cpu_name
 from hwnas.latency.model import LatencyModel
@@ -128,7 +129,9 @@ def costs(arguments: argparse.Namespace) -> Iterator[str]:
     """Lines about memory and time."""
     compute = Compute(device=arguments.device)
     yield f"{datetime.date.today()} {arguments}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    steps = {name: step_of(name, arguments, compute) for name in arguments.methods.split(",") if name != "random"}
+    names, refused = methods(arguments)
+    yield from refused
+    steps = {name: step_of(name, arguments, compute) for name in names if name != "random"}
     peaks = {name: peak_of(step) for name, step in steps.items()}
     rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(arguments.rounds)]
     base = peaks["darts"], median(row["darts"] for row in rounds)
@@ -199,7 +202,9 @@ def searches(arguments: argparse.Namespace) -> Iterator[str]:
     data = images(arguments)
     steps = len(data.train) * WEIGHT_SHARE // arguments.batch_size * arguments.epochs
     most = budget_of(space_of("darts", arguments), arguments.limit).max_ms
-    for name in arguments.methods.split(","):
+    names, refused = methods(arguments)
+    yield from refused
+    for name in names:
         if RESULTS.all(**identity(name, arguments)):
             continue
         started, budget = time.monotonic(), replace(budget_of(space_of(name, arguments), 1.0), max_ms=most)
@@ -289,6 +294,20 @@ def folder_of(name: str, arguments: argparse.Namespace) -> RunFolder:
 
 
 # --- of both
+
+
+def methods(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Those that fit the space, and a line about every other one."""
+    fit, refused = [], []
+    for name in arguments.methods.split(","):
+        try:
+            if name != "random":
+                space = space_of(name, arguments)
+                recipe_of(name, arguments, 1.0).relaxation.fit(space, space.candidates)
+            fit.append(name)
+        except UsageError as error:
+            refused.append(f"{name} is left out: {error}")
+    return fit, refused
 
 
 def recipe_of(name: str, arguments: argparse.Namespace, steps: float) -> Recipe:

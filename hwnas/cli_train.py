@@ -35,6 +35,7 @@ RandAugment = Annotated[int, typer.Option("--randaugment", help="Magnitude, such
 Cutout = Annotated[int, typer.Option(help="Side of a square cut out of every image, such as 16; 0: off.")]
 DropPath = Annotated[float, typer.Option(help="Probability in the end to drop an edge of a cell, such as 0.2; 0: off.")]
 Auxiliary = Annotated[float, typer.Option(help="Weight of a second classifier's loss, such as 0.4; 0: off.")]
+GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient, such as 5; 0: off.")]
 Teacher = Annotated[str, typer.Option(help="Network of torchvision to learn from: NAME, or NAME:FILE.pth.")]
 
 
@@ -53,6 +54,7 @@ def train(
     cutout: Cutout = 0,
     drop_path: DropPath = 0.0,
     auxiliary: Auxiliary = 0.0,
+    grad_clip: GradClip = 0.0,
     teacher: Teacher = "",
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -72,7 +74,7 @@ def train(
     options = TrainingOptions(
         num_epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
         label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, cutout=cutout,
-        drop_path=drop_path, auxiliary=auxiliary, teacher=teacher,
+        drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip, teacher=teacher,
     )  # fmt: skip
     how = compute(device, precision, accumulate, checkpoint_activations, compile_, workers)
     with Reporter() as reporter:

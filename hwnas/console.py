@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from hwnas.space import NONE
+
 if TYPE_CHECKING:
     from hwnas.latency.model import LatencyModel
     from hwnas.metrics import Figures
@@ -126,16 +128,21 @@ def _short(value: float) -> str:
 
 
 def draw(space: SearchSpace, architecture: Architecture) -> str:
-    """The network as text: one line a layer, a bar as wide as the layer's channels."""
+    """The network as text: a line a layer, a bar as wide as its channels; below, how many do nothing."""
     operators, _ = space.network(architecture)
-    widest = max(op.out_shape[0] for op in operators.values())
+    layers = [layer for layer in space.layers if layer.name in operators and operators[layer.name].op != NONE]
+    shown = [layer for layer in layers if not layer.is_node]
+    none = sum(op.op == NONE for op in space.operators(architecture))
+    widest = max(operators[layer.name].out_shape[0] for layer in shown)
     lines = []
-    for layer in (layer for layer in space.layers if layer.name in operators):
+    for layer in shown:
         op = operators[layer.name]
         bar = "█" * max(1, round(24 * op.out_shape[0] / widest)) if op.op != "skip" else "│"
         option = architecture[layer.choices[0]] if layer.choices else op.op
         shape = "x".join(map(str, op.out_shape))
         lines.append(f"  {layer.name:<16} {option:<11} {shape:>10}  {bar}")
+    if none or len(shown) < len(layers):
+        lines.append(f"  not shown: {len(layers) - len(shown)} nodes, which add up or join, and {none} edges of none")
     return "\n".join(lines)
 
 

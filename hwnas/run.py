@@ -32,6 +32,7 @@ class RunFolder:
     search.jsonl          the search, step by step
     search.pt             its checkpoint
     scores.jsonl          accuracies of its paths, where the derivation asks for some
+    survivors.jsonl       networks that a search went through, where it prunes
     derivation.json       architectures tried against the limit, and what they measured
     architecture.json     the result
     training.jsonl, .pt   training of the result

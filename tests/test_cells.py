@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hwnas.console import draw
 from hwnas.errors import ArchitectureError, SpaceError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms, solve
 from hwnas.latency.model import LatencyModel
@@ -322,3 +323,22 @@ def test_factorized_reduction_reads_every_second_pixel_and_the_others() -> None:
         found = reduce(torch.arange(1.0, 26.0).view(1, 1, 5, 5)) * (1 + reduce.norm.eps) ** 0.5
     assert torch.allclose(found[0, 0], torch.tensor([[1.0, 3, 5], [11, 13, 15], [21, 23, 25]]))
     assert torch.allclose(found[0, 1], torch.tensor([[7.0, 9, 0], [17, 19, 0], [0, 0, 0]]))
+
+
+def test_a_relu_first_convolution_starts_as_published() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, convolution, norm = build_op(OpSignature.create("relu_conv", (16, 4, 4), 16, k=1))
+    assert norm.eps == 1e-5
+    largest = float(convolution.weight.detach().abs().max())
+    assert 0.9 / 4 < largest <= 1 / 4  # even between -1 and 1 over the root of the 16 inputs
+
+
+def test_a_drawn_cell_shows_what_computes_and_counts_the_rest() -> None:
+    space = create_space("gold-nas", **SMALL)
+    lost = {name for name in space.choice_names if name.startswith("cell1_") and name.endswith("sep3")}
+    *lines, last = draw(space, space.architecture([int(name not in lost) for name in space.choice_names])).splitlines()
+    shown = [line.split()[0] for line in lines]
+    assert shown == [layer.name for layer in space.layers if not layer.is_node and layer.name not in lost]
+    assert last == "  not shown: 15 nodes, which add up or join, and 14 edges of none"
+    assert max(line.count("█") for line in lines) == 24

@@ -61,7 +61,8 @@ def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: 
 
 
 def test_costs_are_ratios_to_darts(run: Callable[..., str]) -> None:
-    table = run("costs", "--space", SPACE, "--batch-size", "4", "--rounds", "1", "--methods", "darts,gdas")
+    table = run("costs", "--space", SPACE, "--batch-size", "4", "--rounds", "1", "--methods", "darts,gdas,drop_nas")
+    assert re.search("^drop_nas is left out: nothing can be dropped in space 'robust-darts'", table, re.MULTILINE)
     assert re.search(r"^darts\s+memory  1\.00   time  1\.00$", table, re.MULTILINE)
     found = re.search(r"^gdas\s+memory +([\d.]+)   time", table, re.MULTILINE)
     assert found is not None

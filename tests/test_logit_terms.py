@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import UsageError
-from hwnas.latency.budget import Budget
+from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
@@ -201,3 +201,30 @@ def test_the_price_rises_only_while_networks_are_above_the_line_to_the_limit() -
     fast = replace(slow, budget=Budget(slow.budget.model, 100.0), progress=0.5)
     term.update(fast)
     assert fast.scalars[PRICE] == pytest.approx(3.0)
+
+
+def test_the_price_rises_while_all_operators_are_left_though_half_of_their_latency_is_the_limit() -> None:
+    given, logits = gold_context(max_ms=1.4)
+    (low,), high = given.budget.model.exact_ms_many([[0] * len(logits)]), feasible_range_ms(given.budget.model)[1]
+    even = {name: torch.full((2,), 0.5, dtype=torch.float64) for name in logits}  # logits of 0
+    middle = replace(given, budget=Budget(given.budget.model, (low + high) / 2), probabilities=even)
+    assert float(middle.expected_ms) == pytest.approx(middle.budget.max_ms)
+    term = GrowingCost(start=0.0, growth=8.0)
+    for progress in (0.0, 0.25, 0.5):
+        term.update(now := replace(middle, progress=progress))
+        assert now.scalars[PRICE] == pytest.approx(8.0 * progress)
+    none = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    half = {name: none if "sep3" in name else p for name, p in even.items()}
+    due = high + ((low + high) / 2 - high) * 0.75
+    (left_ms,) = now.budget.model.exact_ms_many([[int(p[0] < 1) for p in half.values()]])
+    assert left_ms < due
+    term.update(replace(now, probabilities=half, progress=0.75))
+    assert now.scalars[PRICE] == pytest.approx(4.0)
+
+
+def test_after_a_warm_up_the_price_does_not_jump() -> None:
+    given, _ = gold_context(max_ms=1.4)
+    term = GrowingCost(start=1.0, growth=8.0)
+    for progress, price in ((0.5, 1.0), (0.75, 3.0)):  # the line begins at 0.5
+        term.update(now := replace(given, progress=progress))
+        assert now.scalars[PRICE] == pytest.approx(price)

@@ -12,12 +12,13 @@ from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
 from hwnas.search.op_dropout import OpDropout
 from hwnas.search.relaxations import Softmax
-from hwnas.space import create_space
+from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.gates import Gate
 from hwnas.testing.parts import toy_step
 
 SMALL = {"channels": 4, "num_cells": 3, "resolution": 16}
 CELL = create_space("darts-cell", **SMALL)
+S2 = create_space("robust-darts", subspace=2, **SMALL)
 FREE = {"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"}
 NUM_DRAWS = 400  # of 28 choices each
 
@@ -110,3 +111,12 @@ def test_a_rate_of_zero_is_one_level_darts_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.supernet.parameters(), two.supernet.parameters(), strict=True))
     with pytest.raises(UsageError, match="from 0 to below 1"):
         OpDropout(1.0)
+
+
+@pytest.mark.parametrize("space", [S2, create_space("gold-nas", **SMALL)], ids=lambda space: space.name)
+def test_where_nothing_can_be_dropped_a_rate_is_refused(space: SearchSpace) -> None:
+    with pytest.raises(UsageError, match=f"nothing can be dropped in space '{space.name}'.* rate of 0"):
+        OpDropout(0.2).fit(space, space.candidates)
+    assert OpDropout(0.0).fit(space, space.candidates).rate == 0
+    pruned = dict.fromkeys(CELL.choice_names, (1,))
+    assert OpDropout(0.2).fit(CELL, pruned).groups == dict.fromkeys(CELL.choice_names, ((0,),))

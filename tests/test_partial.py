@@ -31,6 +31,7 @@ from hwnas.testing.parts import RELAXATIONS, toy_step
 
 SMALL = {"channels": 4, "num_cells": 3, "resolution": 16}
 CELLS = create_space("robust-darts", subspace=2, **SMALL)
+THREE = create_space("robust-darts", subspace=3, **SMALL)  # candidates an edge
 
 
 def recipe(**changes: object) -> Recipe:
@@ -92,7 +93,7 @@ def test_every_relaxation_runs_and_repeats(name: str) -> None:
     losses = []
     for checkpointed in (False, True):
         step = toy_step(recipe(relaxation=RELAXATIONS[name], scheme=create_recipe("darts").scheme)
-                        if RELAXATIONS[name].differentiable else recipe(), space=CELLS)  # fmt: skip
+                        if RELAXATIONS[name].differentiable else recipe(), space=THREE)  # fmt: skip
         step = replace(step, compute=Compute(device="cpu", checkpoint_activations=checkpointed))
         task = step.run(step.weight_batch, step.draw(RELAXATIONS[name]), weights=True, arch=True)
         losses.append((task.loss, *(g for g in task.gate_gradients.values() if g is not None)))

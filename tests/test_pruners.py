@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwnas.compute import Compute
 from hwnas.data import ImageData, load_data
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -27,6 +30,7 @@ from hwnas.search.schedules import value_at
 from hwnas.search.step import SearchStep, Task
 from hwnas.search.surviving import survivors
 from hwnas.space import NONE, SearchSpace, create_space, without_dead
+from hwnas.steps import search_run
 from hwnas.supernet.gates import Gate, Gates
 from hwnas.testing.parts import toy_step
 from hwnas.testing.toys import toy_space, toy_table
@@ -326,13 +330,31 @@ def test_gold_nas_leaves_a_series_of_smaller_and_smaller_networks(tmp_path: Path
     found, (recipe, budget) = searched(
         tmp_path, GOLD, few, "gold_nas", num_epochs=4, min_prune_per_epoch=12, to_limit=False
     )
-    series = survivors(found.history, budget.model)
-    assert [each.epoch for each in series] == [1, 2, 3, 4]
+    series = survivors(found, budget.model)
+    assert [each.epoch for each in series] == [1, 2, 3, 4, 5]
     assert all(a.exact_ms > b.exact_ms for a, b in itertools.pairwise(series))
     kept = [{name for name, option in each.architecture.options if option != NONE} for each in series]
     assert all(b < a for a, b in itertools.pairwise(kept))
     derived = next(recipe.derivation(Finished(found.probabilities, lambda architecture: 0.0), budget))
-    assert {name for name, option in derived.options if option != NONE} < kept[-1]
+    assert derived == series[-1].architecture
+
+
+def test_a_run_lists_the_networks_that_pruning_left(tmp_path: Path) -> None:
+    shared = runpy.run_path(str(Path(__file__).with_name("finished_run.py")))
+    space, told = create_space("gold-nas", num_classes=2, **SMALL), list[str]()
+    table, data = shared["saved_table"](space, tmp_path), shared["tiny_data"](tmp_path)
+    model = LatencyModel.from_table(space, table)
+    arguments = {"num_epochs": 3, "batch_size": 4, "min_prune_per_epoch": 12, "to_limit": False}
+    rounds = search_run(
+        space, table, tmp_path / "run", data=data.spec, recipe="gold_nas", recipe_arguments=arguments,
+        max_ms=feasible_range_ms(model)[1], other_device=True, compute=Compute(device="cpu"), say=told.append,
+    )  # fmt: skip
+    kept = [json.loads(line) for line in (tmp_path / "run" / "survivors.jsonl").read_text().splitlines()]
+    assert [each["epoch"] for each in kept] == [1, 2, 3, 4]
+    found = [model.exact_ms(space.architecture(each["architecture"])) for each in kept]
+    assert found == [each["predicted_ms"] for each in kept] == sorted(found, reverse=True)
+    assert rounds[0].architecture == space.architecture(kept[-1]["architecture"])
+    assert ", ".join(f"{ms:.4g}" for ms in found) in told[-1]
 
 
 def test_cp_nas_ends_with_one_option_a_choice(tmp_path: Path, few: ImageData) -> None:

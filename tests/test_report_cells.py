@@ -72,6 +72,10 @@ def test_latency_is_shown_cell_by_cell_and_adds_up(document: dict[str, Any]) -> 
     table = page(document).split("All layers as a table")[1].split("</table>")[0]
     assert "cell0_edge" in table
     assert table.count("cell0_edge") == 8  # edges of none are not in the network
+    assert "_node" not in table
+    nothing = sum(layer["predicted_ms"] for layer in document["layers"] if layer["node"])
+    said = re.findall(r"Not listed: 15 nodes, .* and 18 edges of none, together ([\d.]+)", page(document))  # 3 cells
+    assert float(said[0]) == pytest.approx(nothing, abs=5e-5)  # 4 decimals
 
 
 def test_every_edge_goes_from_its_source_to_its_target() -> None:

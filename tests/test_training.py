@@ -23,6 +23,7 @@ from hwnas.run import RunFolder
 from hwnas.supernet.supernet import Network
 from hwnas.testing.toys import toy_space
 from hwnas.training import TrainingOptions, evaluate, score, train
+from hwnas.training.job import TrainingJob
 from hwnas.training.objective import TrainingObjective, mixed, mixing_share
 from hwnas.training.optimizers import Average, create_optimizer
 from hwnas.training.state import TrainingState
@@ -73,6 +74,7 @@ def log_of(run: RunFolder, name: str = "training") -> list[dict[str, Any]]:
         ({"label_smoothing": -0.1}, "label_smoothing -0.1"),
         ({"ema": 1.0}, "ema 1.0"),
         ({"mixup": -1.0}, "mixup -1.0"),
+        ({"grad_clip": -5.0}, "grad_clip -5.0 is out of range; expected 0 .off. or more"),
         ({"randaugment": 31}, "randaugment 31 is out of range; expected from 0 .off. to 30"),
         ({"temperature": 2.0}, "temperature 2.0 has no effect without a teacher"),
         ({"distillation_weight": 0.5}, "distillation_weight 0.5 has no effect without a teacher"),
@@ -121,6 +123,19 @@ def test_every_optimizer_learns(optimizer: str, lr: float, data: ImageData, run:
     assert losses[0] > 1.8, "it starts near the ln 10 = 2.3 of a guess"
     assert losses[-1] < 0.75 * losses[0]
     assert scores.top1 > 0.2, "twice as good as a guess"
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_gradients_are_cut_to_their_largest_norm(clip: float, data: ImageData) -> None:
+    options = TrainingOptions(batch_size=4, lr=1.0, warm_up=0.0, momentum=0.0, weight_decay=0.0, grad_clip=clip)
+    network = new_network().double()
+    state = TrainingState(network, create_optimizer(network, options), None)
+    job = TrainingJob(state, network, TrainingObjective(options, 10, 0), options, CPU, data, 2)
+    before = [p.detach().clone() for p in network.parameters()]
+    job.move((torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)))
+    pairs = zip(before, network.parameters(), strict=True)
+    moved = float(torch.cat([(a - b.detach()).flatten() for a, b in pairs]).norm())
+    assert moved == pytest.approx(clip, rel=1e-3) if clip else moved > 0.1  # torch divides by the norm and 1e-6 more
 
 
 def test_the_rate_rises_and_falls(data: ImageData, run: RunFolder) -> None:

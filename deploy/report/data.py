@@ -158,8 +158,16 @@ def _layers(derivation: Derivation, space: SearchSpace, verification: Verificati
     """Every layer, with what the exported file took in it where the runtime tells."""
     measured = {each["name"]: each["measured_ms"] for each in verification["layers"]} if verification else {}
     return [
-        {**_layer(layer), "inputs": list(inputs), "measured_ms": measured.get(layer["name"]), "part": part}
-        for layer, inputs, part in zip(derivation["layers"], space.wiring, _parts(space), strict=True)
+        {
+            **_layer(layer),
+            "inputs": list(inputs),
+            "measured_ms": measured.get(layer["name"]),
+            "part": part,
+            "node": spec.is_node,
+        }
+        for layer, spec, inputs, part in zip(
+            derivation["layers"], space.layers, space.wiring, _parts(space), strict=True
+        )
     ]
 
 

@@ -90,7 +90,7 @@ def _network(report: Document) -> Markup:
         sign,
     )
     pair = tag("div", drawn, timed, class_="columns")
-    return section("Network", "", pair, _layer_table(layers, places))
+    return section("Network", "", pair, _layer_table(report["layers"], places))
 
 
 def _bar(layers: Sequence[Document]) -> Bar:
@@ -134,6 +134,8 @@ def _key(layers: Sequence[Document]) -> str:
 
 
 def _layer_table(layers: Sequence[Document], places: int) -> Markup:
+    edges = [layer for layer in layers if layer["op"] == NONE]
+    nodes = [layer for layer in layers if layer["node"]]
     rows = [
         (
             layer["name"],
@@ -144,9 +146,13 @@ def _layer_table(layers: Sequence[Document], places: int) -> Markup:
             layer["operator"],
         )
         for layer in layers
+        if layer["op"] != NONE and not layer["node"]
     ]
     header = ("layer", "predicted", "measured", "MACs", "parameters", "operator")
-    return tag("details", tag("summary", "All layers as a table"), table("Layers", header, rows))
+    took = ms(math.fsum(layer["predicted_ms"] for layer in [*edges, *nodes]), places)
+    said = f"Not listed: {len(nodes)} nodes, which add up or join, and {len(edges)} edges of none, together {took}."
+    more = [tag("p", said)] if edges or nodes else []
+    return tag("details", tag("summary", "All layers as a table"), table("Layers", header, rows), *more)
 
 
 def _prediction(report: Document) -> Markup:

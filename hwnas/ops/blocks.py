@@ -18,7 +18,8 @@ from hwnas.space.cost import expanded_channels, expands
 def build_op(signature: OpSignature) -> nn.Module:
     """The operator of that signature, randomly initialised.
 
-    Convolutions are followed by batch-norm (momentum 0.1, epsilon 1e-3 as in ProxylessNAS) and ReLU6.
+    Convolutions are followed by batch-norm (momentum 0.1, epsilon 1e-3 as in ProxylessNAS) and ReLU6; those of cells
+    follow a ReLU, and their batch-norm has the epsilon 1e-5, as in DARTS.
 
     Raises:
         UnknownNameError: No operator family of that name; lists them.
@@ -80,8 +81,9 @@ class ReductionBlock(nn.Module):
 
 
 def _relu_conv(c_in: int, c_out: int, kernel: int, *, stride: int = 1) -> nn.Sequential:
-    """ReLU first, on a copy: others read the same input."""
-    return nn.Sequential(nn.ReLU(), *conv_norm(c_in, c_out, kernel, stride=stride, activation="none"))
+    """ReLU first, on a copy: others read the same input; initialised as of torch, as in DARTS and NAS-Bench-201."""
+    convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(c_out))
 
 
 def _activation(signature: OpSignature) -> str:

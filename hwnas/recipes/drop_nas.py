@@ -17,6 +17,8 @@ from hwnas.search.schemes import OneLevel
 def drop_nas(*, num_epochs: int = 76, batch_size: int = 96, arch_lr: float = 3e-4, rate: float = 3e-5) -> Recipe:
     """Search with grouped operation dropout, in the paper on darts-cell:num_cells=14.
 
+    Choices need two candidates with weights, or two without: S2 and S4 of robust-darts and gold-nas have none.
+
     Args:
         num_epochs: Passes over all training images.
         batch_size: Images a step.

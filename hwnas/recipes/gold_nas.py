@@ -26,11 +26,13 @@ def gold_nas(
     prune_threshold: float = 0.01,
     min_prune_per_epoch: int = 4,
     to_limit: bool = True,
+    cutout: float = 1.0,
 ) -> Recipe:
     """Gradual one-level differentiable search, on the space gold-nas.
 
-    ``survivors(result.history, model)`` lists the networks that it went through, a series of latencies. The search
-    wants strong augmentation (AutoAugment and CutOut), which comes with the images and not from here.
+    ``survivors.jsonl`` in the run's folder lists the networks that it went through, a series of latencies; from Python
+    ``survivors(result, model)``. The search wants strong augmentation. Of that only CutOut is here; AutoAugment comes
+    with the images: ``replace(data, train=data.train.augmented_by(...))``, for example of ``randaugment()``.
 
     Args:
         num_epochs: Passes over all training images.
@@ -42,6 +44,7 @@ def gold_nas(
         prune_threshold: An operator of less weight is pruned.
         min_prune_per_epoch: Operators pruned in every epoch, the weakest first.
         to_limit: End pruning at the limit; if not, the series goes on below it.
+        cutout: Share of the images that CutOut takes a square of 16 pixels from, which is meant for 32 x 32.
 
     Source:
         GOLD-NAS, arXiv 2007.03331, section 3: one level, logistic weights, cost, gradual pruning, no further rules.
@@ -61,4 +64,5 @@ def gold_nas(
         weight_share=1.0,
         batch_size=batch_size,
         pruner=BelowThreshold(prune_threshold, min_prune_per_epoch, to_limit),
+        cutout=cutout,
     )

@@ -28,7 +28,8 @@ def snas(*, num_epochs: int = 150, batch_size: int = 64, arch_lr: float = 3e-4) 
         betas (0.5, 0.999) and decay 1e-3, logits of deviation 0.01, all images.
         Differs: latency held to the limit, instead of 1e-2 times the mean logarithm of size, FLOPs and memory access;
         the most probable network within the limit, instead of the most probable option of every edge, ``none`` among
-        them, which it is where the limit allows it; no clipping of the logits' gradient, no drop-path.
+        them, which it is where the limit allows it; no clipping of the logits' gradient, no drop-path; logits of mean
+        0, not 1, which a softmax cannot tell but the decay can.
     """
     return Recipe(
         name="snas",

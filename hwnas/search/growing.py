@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from hwnas.errors import UsageError
+from hwnas.search.nodes import among_networks
 from hwnas.search.protocols import Context, Regularizer
+from hwnas.search.surviving import surviving
 from hwnas.space import NONE
 
-PRICE, FIRST_MS, SEEN = "price", "price_first_ms", "price_seen"
+PRICE, FIRST_MS, FIRST, SEEN = "price", "price_first_ms", "price_first", "price_seen"
 """Names of its state among the search's scalars."""
 
 
@@ -22,7 +25,8 @@ class GrowingCost(Regularizer):
     The latency is that of every option by its probability; for logistic gates of one operator each,
     ``d/da = price * s (1 - s) (ms / max_ms + per_op / num_choices)``, which is above 0 even where an operator is free.
     The price starts at ``start``. After every architecture step it rises, by ``growth`` for a whole search, if the
-    expected latency is above the line from where it began to the limit at the end of the search.
+    network that is left, see ``surviving``, is slower than the line from what it was at the first such step to the
+    limit at the end of the search.
 
     Args:
         start: Price at the start.
@@ -56,11 +60,11 @@ class GrowingCost(Regularizer):
 
     def update(self, context: Context) -> None:
         """Raises the price."""
-        scalars, ms = context.scalars, float(context.expected_ms.detach())
-        first = scalars.setdefault(FIRST_MS, ms)
-        due = first + (context.budget.max_ms - first) * context.progress
-        since = context.progress - scalars.get(SEEN, 0.0)
-        scalars[SEEN] = context.progress
+        scalars, now, ms = context.scalars, context.progress, _left_ms(context)
+        first_ms, first = scalars.setdefault(FIRST_MS, ms), scalars.setdefault(FIRST, now)
+        due = first_ms + (context.budget.max_ms - first_ms) * (now - first) / (1 - first or 1)
+        since = now - scalars.get(SEEN, now)
+        scalars[SEEN] = now
         scalars[PRICE] = scalars.get(PRICE, self.start) + (self.growth * since if ms > due else 0.0)
 
     def _present(self, context: Context) -> Tensor:
@@ -68,3 +72,11 @@ class GrowingCost(Regularizer):
         choices = context.budget.model.space.choices
         lost = [context.probabilities[c.name][c.options.index(NONE)] for c in choices if NONE in c.options]
         return 1 - torch.stack(lost).sum() / len(choices) if lost else torch.ones(())
+
+
+def _left_ms(context: Context) -> float:
+    """Latency of the network that is left; where nodes keep some of its edges, the mean over those they may keep."""
+    model = context.budget.model
+    left = zip(model.space.choices, surviving(context.probabilities, model.space), strict=True)
+    weights = {c.name: one_hot(torch.tensor(k), len(c.options)).double() for c, k in left}
+    return float(model.expected_ms(among_networks(model.space, weights)))

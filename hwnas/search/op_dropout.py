@@ -46,19 +46,18 @@ class OpDropout(Relaxation):
             raise UsageError(f"OpDropout got rate={self.rate:g}; expected from 0 to below 1. Leave it out for 3e-5.")
 
     def fit(self, space: SearchSpace, candidates: Candidates) -> OpDropout:
-        """With the groups of that space."""
-        signatures = [
-            (option, signature)
-            for layer in space.layers
-            if len(layer.choices) == 1
-            for option, signature in zip(space.choice(layer.choices[0]).options, layer.signatures, strict=True)
-        ]
-        free = {option for option, signature in signatures if not parameters(signature)}
-        groups = {}
-        for choice in space.choices:
-            among = candidates.get(choice.name, tuple(range(len(choice.options))))
-            rows = [[i for i, k in enumerate(among) if (choice.options[k] in free) == side] for side in (False, True)]
-            groups[choice.name] = tuple(tuple(row) for row in rows if row)
+        """With the groups of that space.
+
+        Raises:
+            UsageError: No edge of the space has a group of which one could be dropped.
+        """
+        groups = _groups(space, candidates)
+        if self.rate and not _drops(groups) and not _drops(_groups(space, space.candidates)):
+            raise UsageError(
+                f"nothing can be dropped in space '{space.name}': no choice has two candidates with weights, or two "
+                "without, and one of a group always stays. Search it with the recipe snas or darts, or drop with a "
+                "rate of 0."
+            )
         return replace(self, groups=groups)
 
     def __call__(self, logits: Logits, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
@@ -89,3 +88,23 @@ class OpDropout(Relaxation):
             draws = torch.rand(len(group), dtype=torch.float64, generator=generator).tolist()
             if kept := [k for k, draw in zip(group, draws, strict=True) if draw >= dropped]:
                 return kept
+
+
+def _groups(space: SearchSpace, candidates: Candidates) -> Groups:
+    signatures = [
+        (option, signature)
+        for layer in space.layers
+        if len(layer.choices) == 1
+        for option, signature in zip(space.choice(layer.choices[0]).options, layer.signatures, strict=True)
+    ]
+    free = {option for option, signature in signatures if not parameters(signature)}
+    groups = {}
+    for choice in space.choices:
+        among = candidates.get(choice.name, tuple(range(len(choice.options))))
+        rows = [[i for i, k in enumerate(among) if (choice.options[k] in free) == side] for side in (False, True)]
+        groups[choice.name] = tuple(tuple(row) for row in rows if row)
+    return groups
+
+
+def _drops(groups: Groups) -> bool:
+    return any(len(group) > 1 for some in groups.values() for group in some)

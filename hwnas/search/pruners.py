@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from hwnas.errors import UsageError
 from hwnas.search.protocols import Candidates, Pruner
 from hwnas.search.step import SearchStep
-from hwnas.search.surviving import surviving
+from hwnas.search.surviving import strongest
 from hwnas.space import NONE, SearchSpace, without_dead
 
 
@@ -119,17 +119,19 @@ class BelowThreshold(Pruner):
 
     def __call__(self, step: SearchStep) -> Candidates:
         """See ``Pruner``."""
-        model, probabilities = step.budget.model, step.probabilities()
+        space, probabilities = step.budget.model.space, step.probabilities()
         left = {name: _among(step, name, p) for name, p in probabilities.items()}
-        gone, before = 0, _operators(left, model.space)
-        for p, name, option in _weakest_first(probabilities, left, model.space):
+        values, idle, gone = {name: p.tolist() for name, p in probabilities.items()}, space.idle, 0
+        row = {name: strongest(values[name], left[name], idle.get(name)) for name in space.choice_names}
+        for p, name, option in _weakest_first(values, left, idle):
             enough = p >= self.threshold and gone >= self.at_least
-            if enough or (self.to_limit and _keeps_limit(step, probabilities, left)):
+            if enough or (self.to_limit and _keeps_limit(step, list(row.values()))):
                 break
-            fewer = _without(left, name, option, model.space)
-            if fewer is not None:
-                left = fewer
-                gone = before - _operators(left, model.space)
+            fewer = _without(left, name, option, space) or left
+            for other in [n for n in fewer if fewer[n] != left[n]]:
+                gone += _operators(left[other], idle.get(other)) - _operators(fewer[other], idle.get(other))
+                row[other] = strongest(values[other], fewer[other], idle.get(other))
+            left = fewer
         return left
 
 
@@ -138,31 +140,19 @@ def _among(step: SearchStep, name: str, p: Tensor) -> tuple[int, ...]:
 
 
 def _weakest_first(
-    probabilities: Mapping[str, Tensor], left: Candidates, space: SearchSpace
-) -> Iterator[tuple[float, str, int]]:
-    found = [
-        (float(probabilities[name][k]), name, k)
-        for name, among in left.items()
-        for k in among
-        if k != space.idle.get(name)
-    ]
-    return iter(sorted(found))
+    values: Mapping[str, Sequence[float]], left: Candidates, idle: Mapping[str, int]
+) -> list[tuple[float, str, int]]:
+    return sorted((values[name][k], name, k) for name, among in left.items() for k in among if k != idle.get(name))
 
 
-def _operators(left: Candidates, space: SearchSpace) -> int:
+def _operators(among: Sequence[int], none: int | None) -> int:
     """How many are left, ``none`` where it is not searched apart."""
-    return sum(k != space.idle.get(name) for name, among in left.items() for k in among)
+    return sum(k != none for k in among)
 
 
-def _keeps_limit(step: SearchStep, probabilities: Mapping[str, Tensor], left: Candidates) -> bool:
-    space = step.budget.model.space
-    if not space.permits(row := surviving({name: _only(p, left[name]) for name, p in probabilities.items()}, space)):
-        return False
-    return step.budget.allows(float(step.budget.model.exact_ms_many([row])[0]))
-
-
-def _only(p: Tensor, among: tuple[int, ...]) -> Tensor:
-    return p.new_zeros(len(p)).index_copy(0, index := p.new_tensor(among).long(), p[index])
+def _keeps_limit(step: SearchStep, row: Sequence[int]) -> bool:
+    model = step.budget.model
+    return model.space.permits(row) and step.budget.allows(float(model.exact_ms_many([row])[0]))
 
 
 def _without(left: Candidates, name: str, option: int, space: SearchSpace) -> dict[str, tuple[int, ...]] | None:

@@ -28,12 +28,11 @@ def tidied(columns: Sequence[Any], space: SearchSpace) -> tuple[list[Any], Any]:
     """
     chosen = dict(zip(space.choice_names, columns, strict=True))
     alive = _alive([_runs(space, position, chosen) for position in range(len(space.layers))], space)
-    found = []
-    for choice, column in zip(space.choices, columns, strict=True):
-        if choice.name in _free(space):
-            none, lives = choice.options.index(NONE), _lives(choice.name, alive, space)
-            column = column * lives + none * (1 - lives)
-        found.append(column)
+    lives, found = _lives(alive, space), list(columns)
+    for position, choice in enumerate(space.choices):
+        if choice.name in lives:
+            here = lives[choice.name]
+            found[position] = found[position] * here + choice.options.index(NONE) * (1 - here)
     return found, alive[-1]
 
 
@@ -56,7 +55,7 @@ def without_dead(left: Mapping[str, tuple[int, ...]], space: SearchSpace) -> dic
         for layer in space.layers
     ]
     alive = _alive(runs, space)
-    lost = [name for name in left if name in _free(space) and not _lives(name, alive, space)]
+    lost = [name for name, here in _lives(alive, space).items() if name in left and not here]
     return {**left, **{name: (space.choice(name).options.index(NONE),) for name in lost}} if alive[-1] else None
 
 
@@ -84,14 +83,14 @@ def _alive(runs: Sequence[Any], space: SearchSpace) -> list[Any]:
     return found
 
 
-def _lives(name: str, alive: Sequence[Any], space: SearchSpace) -> Any:
-    return _any(here for here, layer in zip(alive, space.layers, strict=True) if name in layer.choices)
-
-
-def _free(space: SearchSpace) -> set[str]:
-    """Names of the choices that may be ``none``, whatever others are."""
+def _lives(alive: Sequence[Any], space: SearchSpace) -> dict[str, Any]:
+    """Of every choice that may be ``none``, whatever others are, whether an operator of it is alive."""
     fixed = {name for node in space.nodes for name in node.choices}
-    return {choice.name for choice in space.choices if NONE in choice.options} - fixed
+    found = {choice.name: False for choice in space.choices if NONE in choice.options and choice.name not in fixed}
+    for here, layer in zip(alive, space.layers, strict=True):
+        for name in found.keys() & layer.choices:
+            found[name] = found[name] | here
+    return found
 
 
 def _any(values: Iterable[Any]) -> Any:

@@ -88,6 +88,11 @@ class LayerSpec:
         """Whether it is searched and lies between nodes, where others are added to it, rather than in a chain."""
         return bool(self.choices and self.inputs)
 
+    @property
+    def is_node(self) -> bool:
+        """Whether it does nothing but add up or join what enters it."""
+        return bool(self.inputs) and not self.choices and self.signatures[0].op == "skip"
+
 
 class Joined(tuple[int, ...]):
     """Positions of layers whose outputs are laid side by side, channels after channels."""
@@ -183,7 +188,7 @@ class SearchSpace:
         """The choice of that name."""
         return self.choices[self.choice_names.index(name)]
 
-    @property
+    @cached_property
     def choice_names(self) -> tuple[str, ...]:
         """Names of the choices, in order."""
         return tuple(choice.name for choice in self.choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from hwnas.data import ImageData
 from hwnas.distributed import barrier, expected_ranks, process_group, rank
 from hwnas.documents import Derivation, Round, read_document
 from hwnas.errors import RunError
-from hwnas.files import write_json
+from hwnas.files import write_atomic, write_json
 from hwnas.latency.budget import Budget
 from hwnas.latency.device import Device
 from hwnas.latency.model import LatencyModel
@@ -25,6 +26,7 @@ from hwnas.run import RunFolder, table_hash
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
+from hwnas.search.surviving import Survivor, survivors
 from hwnas.search.target import DerivationRound, meet_target, moved_limit_ms, settled
 from hwnas.space import SearchSpace, macs, parameters
 from hwnas.steps.inputs import matching_data, profiler_of, supernet_weights, target_budget
@@ -73,7 +75,8 @@ def search_run(
         other_device: Accept a table of another device; nothing is then measured here.
         checkpoint_seconds: Time between checkpoints.
         progress: Told about every step, and about every path that is scored.
-        say: Told what memory a step is predicted to need, and what it needed.
+        say: Told what memory a step is predicted to need, and what it needed; and of a search that prunes the
+            latencies of the networks that it went through.
 
     Returns:
         The derivation's rounds; the last one is the result. Empty on ranks other than 0.
@@ -101,6 +104,8 @@ def search_run(
         )  # fmt: skip
         if rank() != 0:
             return []
+    if chosen.pruner and not space.nodes:
+        _keep_survivors(run, survivors(result, budget.model), say)
     if run.file("derivation.json").exists():
         return _finished_before(run)
     rounds = settled(meet_target(chosen.derivation, _finished(result, run, compute, seed, progress), budget, device))
@@ -147,6 +152,16 @@ def _finished_before(run: RunFolder) -> list[DerivationRound]:
     rounds = recorded_rounds(run)
     run.save_architecture(rounds[-1].architecture)
     return rounds
+
+
+def _keep_survivors(run: RunFolder, series: Sequence[Survivor], say: Callable[[str], None]) -> None:
+    lines = [
+        {"epoch": each.epoch, "predicted_ms": each.exact_ms, "architecture": dict(each.architecture.options)}
+        for each in series
+    ]
+    path = write_atomic(run.file("survivors.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    listed = ", ".join(f"{each.exact_ms:.4g}" for each in series)
+    say(f"networks that pruning left, one after the other: {listed} ms predicted; see {path}")
 
 
 def _shared_folder(output: Path | str, config: dict[str, Any], compute: Compute, resume: bool) -> RunFolder:

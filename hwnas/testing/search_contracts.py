@@ -213,7 +213,7 @@ def check_regularizer(term: Regularizer, *, of_latency: bool = True, idle: Regul
     * the result is a finite scalar and grows with the task loss;
     * a call changes nothing; ``update`` changes only the scalars of the context, which stay finite, and the term
       remembers nothing elsewhere;
-    * after an update above the limit, a gradient reaches the logits, and following it lowers the expected latency.
+    * after two updates above the limit, a gradient reaches the logits, and following it lowers the expected latency.
 
     Args:
         term: The regularizer.
@@ -237,7 +237,7 @@ def check_regularizer(term: Regularizer, *, of_latency: bool = True, idle: Regul
         assert scalars == _updated(term, _context(ratio)[0]), "update() depends on more than the context"
         assert all(map(math.isfinite, scalars.values())), f"a scalar is not finite: {scalars}"
         result = term(loss, context)
-        assert math.isfinite(float(result.detach())), "after an update the result is not finite"
+        assert math.isfinite(float(result.detach())), "after updates the result is not finite"
         (slope,) = torch.autograd.grad(result, [loss], retain_graph=True)
         assert 0 < float(slope) < math.inf, "a smaller task loss must give a smaller result"
         if ratio > 1:
@@ -255,7 +255,8 @@ def _check_pull(result: Tensor, context: Context, logits: list[nn.Parameter], of
 
 def _updated(term: Regularizer, context: Context) -> dict[str, float]:
     before = {name: p.detach().clone() for name, p in context.probabilities.items()}
-    term.update(context)
+    for progress in (context.progress, context.progress + 0.1):
+        term.update(replace(context, progress=progress))
     assert all(torch.equal(p, before[name]) for name, p in context.probabilities.items()), "it changed probabilities"
     return dict(context.scalars)
 

@@ -104,6 +104,8 @@ class TrainingJob:
                     loss = self.objective(forward, images, labels, state.step) * (len(labels) / num_images)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        if self.options.grad_clip:
+            nn.utils.clip_grad_norm_(state.network.parameters(), self.options.grad_clip)
         state.optimizer.step()
         if state.average:
             state.average.update(state.network, state.step)

@@ -60,6 +60,7 @@ class TrainingOptions:
         drop_path: Probability in the last epoch to drop an edge that is added to others, from 0 to below 1; it rises
             from 0 with the epochs.
         auxiliary: Weight of the loss of a second classifier, which is thrown away afterwards; 0 for none.
+        grad_clip: Largest norm of the gradient of all weights; 0 for none.
         teacher: Network of torchvision to learn from: ``NAME`` with its published weights, or ``NAME:FILE.pth``.
         distillation_weight: Share of the loss that compares with the teacher, between 0 and 1; 0.5 if not given.
         temperature: That both networks' logits are divided by for it; 1 if not given.
@@ -71,7 +72,7 @@ class TrainingOptions:
         Linear scaling and warm-up of 5 in 90 epochs: Goyal et al., arXiv 1706.02677. No decay of batch-norm and biases:
         He et al., arXiv 1812.01187, section 3.1. Label smoothing 0.1: ProxylessNAS, arXiv 1812.00332, released code.
         Distillation weight and temperature: DeiT, arXiv 2012.12877, released code. Cells: DARTS, arXiv 1806.09055,
-        appendix A.2, trains with cutout 16, drop_path 0.2 and auxiliary 0.4.
+        appendix A.2 and released code, trains with cutout 16, drop_path 0.2, auxiliary 0.4 and grad_clip 5.
     """
 
     num_epochs: int = 30
@@ -88,6 +89,7 @@ class TrainingOptions:
     cutout: int = 0
     drop_path: float = 0.0
     auxiliary: float = 0.0
+    grad_clip: float = 0.0
     teacher: str = ""
     distillation_weight: float | None = None
     temperature: float | None = None
@@ -106,7 +108,7 @@ class TrainingOptions:
         _require("weight_decay", self.weight_decay, 0, infinity, "0 or more")
         for name in ("warm_up", "label_smoothing", "ema", "drop_path"):
             _require(name, getattr(self, name), 0, 1, "from 0 to below 1")
-        for name in ("mixup", "auxiliary", "cutout"):
+        for name in ("mixup", "auxiliary", "cutout", "grad_clip"):
             _require(name, getattr(self, name), 0, infinity, "0 (off) or more")
         _require("randaugment", self.randaugment, 0, NUM_MAGNITUDES, f"from 0 (off) to {NUM_MAGNITUDES - 1}")
         _require("distillation_weight", self.distillation_weight, 0, 1, "between 0 and 1", include_low=False)

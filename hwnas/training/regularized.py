@@ -93,7 +93,12 @@ def regularized(network: nn.Module, options: TrainingOptions, seed: int) -> nn.M
 
 
 def dropped_edges(network: Network) -> tuple[int, ...]:
-    """Positions of the layers that are added to others and compute something."""
+    """Positions of the layers that are added to others and compute something.
+
+    Source:
+        DARTS, arXiv 1806.09055, released code.
+        Differs: that drops every edge but an identity, also one that is the only one into its node, which stays here.
+    """
     added = {i for some in network.wiring or () if len(some) > 1 and not isinstance(some, Joined) for i in some}
     return tuple(sorted(i for i in added if not isinstance(network[i], nn.Identity)))
 

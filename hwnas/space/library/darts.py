@@ -137,7 +137,8 @@ def darts_cell(
 
     Source:
         DARTS, arXiv 1806.09055, sections 2.1 and 3, and released code.
-        Differs: a convolution before the cells is initialised, and its batch-norm has the epsilon, of this package.
+        Differs: a stem of stride 1, the first two convolutions of another stem, and the classifier are initialised, and
+        batch-norms of the former have the epsilon, of this package (``build_op``).
     """
     skeleton = Skeleton("darts-cell", resolution, num_classes, channels, num_cells, stem_stride, inputs)
     names = tuple(OPERATORS) if with_none else tuple(OPERATORS)[1:]

@@ -71,6 +71,8 @@ def nas_bench_201(
 
     Source:
         Dong and Yang, arXiv 2001.00326, section 2.
+        Differs: stem and classifier are initialised, and their batch-norms have the epsilon, as in chains of this
+        package.
     """
     options = {"resolution": resolution, "num_classes": num_classes, "width": width, "num_cells": num_cells}
     check_size("nas-bench-201", resolution=resolution, num_classes=num_classes, width=width)
