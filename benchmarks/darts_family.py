@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--space", default="darts-cell:channels=8,num_cells=5,resolution=16", help="with its options")
     parser.add_argument("--methods", default=",".join(name for name in METHODS if "," not in name))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=2, help="of a search")
+    parser.add_argument("--epochs", type=int, default=30, help="of a search")
     parser.add_argument("--train-epochs", type=int, default=3, help="of the derived network")
     parser.add_argument("--images", type=int, default=0, help="training images, spread over the classes; 0: all")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -19,8 +20,8 @@ from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
 from hwnas.search.candidates import Narrowed
-from hwnas.search.epochs import most_probable
-from hwnas.search.loop import SearchResult, search
+from hwnas.search.epochs import end_epoch, most_probable
+from hwnas.search.loop import SearchResult, _probabilities, search
 from hwnas.search.protocols import Candidates, Epoch, Pruner, Stopper
 from hwnas.search.recipe import Recipe, Stage
 from hwnas.search.relaxations import Softmax, StraightThroughGumbel
@@ -198,6 +199,29 @@ def test_probabilities_are_products_with_edge_weights_and_the_rest_is_none() -> 
         p = step.probabilities()[name]
         torch.testing.assert_close(p[[1, 2]], beta[edge] * alpha)
         assert float(p.sum()) == pytest.approx(1)
+
+
+def test_stages_keep_options_whatever_their_edge_weighs(tmp_path: Path, few: ImageData) -> None:
+    space = create_space("darts-cell", channels=4, num_cells=3, resolution=16)
+    model = LatencyModel.from_table(space, toy_table(space))
+    at_once = recipe(edge_weights=True, logit_std=2.0, num_epochs=0)
+    made = replace(at_once, stages=(Stage(at_once, keep=3),))
+    found = run(tmp_path / "a", Budget(model, feasible_range_ms(model)[1]), few, made)
+    logits = load_checkpoint(tmp_path / "a" / "stage1" / "search.pt")["logits"]
+    expected = {name: tuple(sorted(logits[name].topk(3).indices.tolist())) for name in space.choice_names}
+    assert found.candidates == expected
+    assert any(0 not in among for among in expected.values())
+
+
+def test_a_stopped_search_knows_its_probabilities_without_weights_of_edges() -> None:
+    step = toy_step(recipe(edge_weights=True, stopper=After(1, result=1)), space=CELLS)
+    within, p = step.within(), step.probabilities()
+    end_epoch(step)
+    for logit in step.state.logits.values():
+        logit.data.zero_()
+    found = _probabilities(step.state, step.recipe, progress=1.0)
+    assert all(torch.equal(found[0][name], p[name]) and torch.equal(found[1][name], within[name]) for name in within)
+    assert any(not torch.equal(p[name], within[name]) for name in within)
 
 
 @pytest.mark.parametrize("relaxation", [Softmax(), StraightThroughGumbel(1.0)], ids=["softmax", "gumbel"])

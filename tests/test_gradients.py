@@ -17,9 +17,11 @@ from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.recipes import create_recipe
 from hwnas.search.gradients import Amended, ArchGradient, FirstOrder, MixedLevel, Unrolled, through_gates, virtual_step
+from hwnas.search.products import hessian_product, mixed_product
 from hwnas.search.protocols import Batch, Context, Relaxation, SearchState
 from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import BinaryGates, Sigmoid, Softmax, StraightThroughGumbel
+from hwnas.search.schedules import Linear
 from hwnas.search.schemes import Alternating, OneLevel
 from hwnas.search.step import Part, SearchStep
 from hwnas.supernet.gates import Gate, Gates
@@ -283,6 +285,67 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(gradient: ArchGradient) 
         found.append(gradient(made.step, made.step.draw(Softmax())).gradients)
     for name, whole in found[0].items():
         torch.testing.assert_close(found[1][name], whole, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_direction_of_nothing_has_a_product_of_zeros(empty: bool, exact: bool) -> None:
+    step = problem(Softmax()).step
+    gates, parameters = step.draw(Softmax()), list(step.state.supernet.parameters())
+    direction = [None if empty else torch.zeros_like(parameter) for parameter in parameters]
+    curved = hessian_product(step, gates, direction, length=0.01, exact=exact)
+    mixed = mixed_product(step, gates, direction, length=0.01, exact=exact)
+    for value, like in (*zip(curved, parameters, strict=True), *((mixed[name], gates[name].weights) for name in gates)):
+        assert value is not None
+        assert torch.equal(value, torch.zeros_like(like))
+
+
+def smoothed(step: SearchStep) -> SearchStep:
+    return replace(step, recipe=replace(step.recipe, label_smoothing=0.3))
+
+
+def test_mixed_level_adds_so_much_of_the_gradient_of_architecture_images() -> None:
+    made = problem(Softmax())
+    step = smoothed(made.step)
+    gates = step.draw(Softmax())
+    dense = {name: Gate(gate.weights, gate.active) for name, gate in gates.items()}
+    outputs = [step.state.supernet(batch[0], dense) for batch in (made.train, made.val)]
+    # Labels are smoothed in the loss that trains weights, not in that of the architecture.
+    train = cross_entropy(outputs[0], made.train[1], label_smoothing=0.3)
+    loss = train + 2.0 * cross_entropy(outputs[1], made.val[1])
+    expected = torch.autograd.grad(loss, list(step.state.logits.values()))
+    found = MixedLevel(2.0)(step, step.draw(Softmax())).gradients
+    for value, reference in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("exact", "tolerance"), [(True, 1e-9), (False, 1e-4)])
+def test_products_are_those_of_the_smoothed_training_loss(exact: bool, tolerance: float) -> None:
+    made = problem(Softmax())
+    step, parameters = smoothed(made.step), list(made.step.state.supernet.parameters())
+    gates = {
+        name: Gate(gate.weights.detach().requires_grad_(), gate.active)
+        for name, gate in made.step.draw(Softmax()).items()
+    }
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    loss = cross_entropy(step.state.supernet(made.train[0], gates), made.train[1], label_smoothing=0.3)
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True)
+    inputs = [*parameters, *(gate.weights for gate in gates.values())]
+    dot = torch.stack([(g * u).sum() for g, u in zip(slopes, direction, strict=True)]).sum()
+    expected = torch.autograd.grad(dot, inputs)
+    curved = hessian_product(step, gates, direction, length=1e-4, exact=exact)
+    mixed = mixed_product(step, gates, direction, length=1e-4, exact=exact)
+    for value, reference in zip([*curved, *mixed.values()], expected, strict=True):
+        assert value is not None
+        assert float((value - reference).norm()) <= tolerance * float(reference.norm()) + 1e-9
+
+
+def test_the_amended_term_is_weighed_by_the_schedule_of_the_moment() -> None:
+    step = replace(problem(Softmax()).step, progress=0.5)
+    found, expected = (
+        made(step, step.draw(Softmax())).gradients for made in (Amended(Linear(0.0, 0.5)), Amended(0.25))
+    )
+    assert all(torch.equal(found[name], value) for name, value in expected.items())  # type: ignore[arg-type]
 
 
 def test_probed_options_have_no_exact_second_derivative() -> None:

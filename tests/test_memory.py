@@ -27,6 +27,7 @@ from hwnas.search.rehearsal import PredictedPeak, predicted_peak
 from hwnas.search.relaxations import BinaryGates, Concrete, Softmax, StraightThroughGumbel, UniformPath
 from hwnas.search.schemes import OneLevel, WeightsOnly, weight_step
 from hwnas.search.step import SearchStep
+from hwnas.search.stoppers import EigenvalueRise
 from hwnas.space import Choice, SearchSpace, create_space
 from hwnas.supernet.supernet import Supernet
 from hwnas.testing.toys import toy_space, toy_table
@@ -205,6 +206,22 @@ def test_schemes_are_rehearsed_as_they_are() -> None:
     assert "architecture step" not in str(only)
     together = predict(space, recipe_of(Concrete(1.0), scheme=OneLevel(), weight_share=1.0))
     assert together.weight_step_bytes > predict(space, recipe_of(Concrete(1.0))).arch_step_bytes
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "bf16"}], ids=["plain", "parts", "bf16"])
+def test_what_a_stopper_measures_is_predicted(changes: dict[str, Any]) -> None:
+    space, compute, recipe = toy_space(), Compute("cpu", **changes), recipe_of(Softmax(), stopper=EigenvalueRise())
+    predicted = predict(space, recipe, compute)
+    step = real_step(space, recipe, compute, space.indices(predicted.path))
+    with measured_peak(CPU) as peak:
+        EigenvalueRise().measure(step)
+    assert predicted.stopper_bytes == pytest.approx(peak.bytes, rel=0.05)
+    assert predicted.stopper_bytes > 1.5 * predicted.step_bytes
+    assert predicted.total_bytes == predicted.weights_bytes + predicted.optimizer_bytes + predicted.stopper_bytes
+    assert "in what the stopper measures (" in str(predicted)
+    if "accumulate" in changes:  # one part after the other
+        assert predicted.stopper_bytes < 0.6 * predict(space, recipe).stopper_bytes
+    assert predict(space, recipe_of(Softmax()), compute).stopper_bytes == 0
 
 
 def test_nothing_of_size_is_allocated_and_no_random_state_moves() -> None:

@@ -35,6 +35,8 @@ def test_groups_are_found_from_the_operators() -> None:
         weighted, free = ({choice.options[k] for k in group} for group in fitted.groups[choice.name])
         assert free == FREE  # also in cells whose skips stride, where they are convolutions
         assert weighted == set(choice.options) - FREE
+    with pytest.raises(TypeError):
+        OpDropout(0.1, {})  # type: ignore[call-arg]
     narrow = create_space("darts-cell", with_none=0, **SMALL)
     for groups in OpDropout().fit(narrow, narrow.candidates).groups.values():  # numbers of the seven candidates
         assert groups == ((3, 4, 5, 6), (0, 1, 2))

@@ -55,6 +55,7 @@ def test_depths_and_options_of_the_stages() -> None:
     assert [stage.keep for stage in recipe.stages] == [5, 3]
     assert [value_at(each.skip_dropout, 0.4) for each in searches] == pytest.approx([0.1, 0.4, 0.7])
     assert all(each.num_epochs == 25 and each.batch_size == 96 for each in searches)
+    assert [each.scheme.warm_up for each in searches] == [10 / 25] * 3  # type: ignore[attr-defined]
     assert recipe.searched(create_space("darts-cell", channels=36, num_cells=20)).options["num_cells"] == 17
     assert [stage.recipe.proxy for stage in recipe.in_proxy({"channels": 8}).stages] == [
         {"num_cells": n, "channels": 8} for n in (5, 11)

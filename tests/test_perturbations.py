@@ -15,6 +15,7 @@ from hwnas.search.perturbations import Adversarial, Perturbed, ascended, project
 from hwnas.search.protocols import Batch
 from hwnas.search.recipe import Recipe
 from hwnas.search.relaxations import Sigmoid, Softmax
+from hwnas.search.schedules import Linear
 from hwnas.search.schemes import Alternating, weight_step
 from hwnas.search.step import SearchStep, Task
 from hwnas.space import create_space
@@ -44,6 +45,39 @@ def test_without_noise_it_is_darts_bit_for_bit(mode: str) -> None:
     plain, none, some = (everything(step) for step in steps)
     assert all(torch.equal(value, none[name]) for name, value in plain.items())
     assert any(not torch.equal(value, some[name]) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("mode", ["random", "adversarial"])
+def test_hardly_any_noise_is_hardly_not_darts(mode: str) -> None:
+    steps = [in_double(toy_step(each, num_layers=2)) for each in (DARTS, recipe(mode, 1e-12))]
+    for step in steps:
+        for _ in range(2):
+            step.recipe.scheme(step)
+    plain, noisy = (everything(step) for step in steps)
+    assert any(not torch.equal(value, noisy[name]) for name, value in plain.items())
+    for name, value in plain.items():  # what goes through the projection comes out as it was, but for rounding
+        torch.testing.assert_close(value, noisy[name], rtol=1e-8, atol=1e-8)
+
+
+def in_double(step: SearchStep) -> SearchStep:
+    step.state.supernet.double()
+    for logit in step.state.logits.values():
+        logit.data = logit.data.double()
+    train, val = ((images.double(), labels) for images, labels in (step.weight_batch, step.next_arch_batch()))
+    return replace(step, weight_batch=train, next_arch_batch=lambda: val)
+
+
+def test_noise_is_that_of_the_schedule_of_the_moment() -> None:
+    growing = Linear(0.0, 0.5)
+    step = replace(toy_step(recipe("adversarial", 0.3), num_layers=2), progress=0.5)
+    found = []
+    for eps in (growing, 0.25, 0.5):
+        step.state.generator.manual_seed(1)
+        random = step.draw(Perturbed(eps=eps))
+        attacked = Adversarial(eps, steps=2)(step, step.draw(Softmax()))
+        found.append([gate.weights.detach() for gates in (random, attacked) for gate in gates.values()])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not any(map(torch.equal, found[0], found[2]))
 
 
 @pytest.mark.parametrize("mode", ["random", "adversarial"])

@@ -22,7 +22,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
 from hwnas.search.loop import SearchResult, search
-from hwnas.search.protocols import Candidates, Epoch, Finished
+from hwnas.search.protocols import Candidates, Epoch, Finished, Pruner
 from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
 from hwnas.search.relaxations import Sigmoid, Softmax
@@ -224,6 +224,15 @@ def test_rounds_may_take_several_epochs() -> None:
     assert {len(among) for among in DropWorst(count=2, every=2)(step).values()} == {1}
 
 
+@pytest.mark.parametrize("pruner", [DropWorst(3), BelowShare(0.9), BelowThreshold(0.1, to_limit=False)], ids=repr)
+def test_options_of_a_choice_compare_whatever_their_edge_weighs(pruner: Pruner) -> None:
+    space = create_space("darts-cell", **SMALL)
+    plain, weighed = (step_of("darts", space, edge_weights=edges) for edges in (False, True))
+    left = pruner(weighed)
+    assert left == pruner(plain)
+    assert any(0 not in among for among in left.values())  # none, which has what edges lose
+
+
 def test_numbers_out_of_range_are_refused() -> None:
     for make in (lambda: BelowShare(1.0), lambda: BelowThreshold(0.0), lambda: DropWorst(0)):
         with pytest.raises(UsageError, match=r"expected|at least"):
@@ -306,6 +315,8 @@ def test_ratings_need_fair_samples() -> None:
     assert isinstance(create_recipe("cp_nas").scheme, Rated)
     with pytest.raises(UsageError, match="WithoutReplacement"):
         replace(create_recipe("cp_nas"), relaxation=Softmax())
+    with pytest.raises(UsageError, match="counts the turns itself"):
+        replace(create_recipe("cp_nas"), relaxation=WithoutReplacement(1))
     with pytest.raises(UsageError, match="edges have no ratings"):
         replace(create_recipe("cp_nas"), edge_weights=True)
 

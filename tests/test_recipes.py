@@ -22,6 +22,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.metrics import read_log
 from hwnas.recipes import create_recipe, recipe_names
 from hwnas.run import RunFolder
+from hwnas.search.derivations import StrongestEdges
 from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.loop import search
 from hwnas.search.relaxations import BinaryGates, Categorical, Concrete, StraightThroughGumbel
@@ -91,6 +92,13 @@ def test_darts_has_two_orders() -> None:
     assert [type(scheme.gradient) for scheme in schemes] == [FirstOrder, Unrolled]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["darts", "p_darts", "pc_darts", "gdas", "robust_darts", "milenas"])
+def test_the_published_rule_stands_however_little_of_the_limit_its_cell_uses(name: str) -> None:
+    derivation = create_recipe(name).derivation
+    assert isinstance(derivation, StrongestEdges)
+    assert derivation.floor == 0
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -112,7 +120,8 @@ def test_unknown_arguments_are_refused(name: str, arguments: dict[str, Any], mes
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
-    recipe, model = create_recipe(name, num_epochs=1, batch_size=56), toy_latency_model()[1]
+    mode = {"mode": "l2"} if name == "robust_darts" else {}  # others need more epochs
+    recipe, model = create_recipe(name, num_epochs=1, batch_size=56, **mode), toy_latency_model()[1]
     data = load_data("digits", resolution=8)
     if name in OF_CELLS:
         with pytest.raises(UsageError, match="cell"):

@@ -24,7 +24,13 @@ Start = Callable[..., list[Any]]
 RECIPES = """
 from dataclasses import replace
 from hwnas import create_recipe
+from hwnas.compute import Compute
+from hwnas.distributed import rank, world_size
+from hwnas.search.hessian import dominant_eigenvalue
+from hwnas.search.products import hessian_product, mixed_product
+from hwnas.search.protocols import Stopper
 from hwnas.search.schemes import Reinforce
+from hwnas.testing.parts import toy_step
 
 SHORT = {"num_epochs": 2, "batch_size": 16}  # two steps each; with one level, four
 
@@ -39,8 +45,25 @@ def reinforce():
 def one_level():
     return create_recipe("snas", **SHORT)
 
+class Products(Stopper):  # on a small network: two ranks need no large one
+    def measure(self, step):
+        toy = toy_step(create_recipe("darts"), num_layers=2)
+        batch = tuple(part.chunk(world_size())[rank()] for part in toy.weight_batch)
+        toy = replace(toy, weight_batch=batch, compute=Compute("cpu", accumulate=step.compute.accumulate))
+        gates, weights = toy.draw(toy.recipe.relaxation), [p.detach() for p in toy.state.supernet.parameters()]
+        curved = hessian_product(toy, gates, weights, length=0.01, exact=True)
+        mixed = mixed_product(toy, gates, weights, length=0.01, exact=True)
+        return {
+            "hessian": float(sum(x.norm() for x in curved if x is not None)),
+            "mixed": float(sum(x.norm() for x in mixed.values())),
+            "eigenvalue": dominant_eigenvalue(toy, batch),
+        }
+
+    def __call__(self, history):
+        return None
+
 def unrolled():
-    return create_recipe("darts", order=2, **SHORT)
+    return replace(create_recipe("darts", order=2, **SHORT), stopper=Products())
 """
 
 
@@ -68,6 +91,9 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(
     # Not bit for bit: the clipping norm sums gradients that were rounded in another order.
     assert found["arch_batches"] == expected["arch_batches"]
     assert found["scalars"] == pytest.approx(expected["scalars"], rel=1e-4)
+    for (_, mine, _), (_, its, _) in zip(found["history"], expected["history"], strict=True):
+        assert mine == pytest.approx(its, rel=1e-4)  # exact products, and an eigenvalue
+    assert len(found["history"]) == (2 if recipe == "unrolled" else 0)
     for name, value in expected["logits"].items():
         torch.testing.assert_close(found["logits"][name], value, rtol=1e-4, atol=1e-5)
     for name, value in expected["supernet"].items():

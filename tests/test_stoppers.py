@@ -155,6 +155,12 @@ def test_a_rise_by_the_ratio_is_not_more_than_it() -> None:
     assert stops(stopper, [*steady, *[1.6875] * 6])[0] == (28 + 1, 16 + 1)
 
 
+@pytest.mark.parametrize("later", [-2.0, -1.0, -0.5, 0.0, 5.0])
+@pytest.mark.parametrize("earlier", [-1.0, 0.0])
+def test_what_is_not_above_zero_has_no_ratio(earlier: float, later: float) -> None:
+    assert stops(EigenvalueRise(first=0), [*[earlier] * 5, *[later] * 4]) == []
+
+
 @dataclass(frozen=True)
 class Quadratic(SearchStep):
     """``L_val = alpha' Q alpha / 2`` for the weights of all gates, which are the logits."""
@@ -264,6 +270,29 @@ def test_stoppers_refuse_what_they_cannot_judge() -> None:
     EigenvalueRise().check(DARTS, chain)
 
 
+def test_searches_too_short_to_be_stopped_are_refused() -> None:
+    for stopper, least in (
+        (EigenvalueRise(), 23),
+        (EigenvalueRise(first=9), 23),  # epoch 9 is not measured
+        (EigenvalueRise(first=0, every=1, lag=1, window=1), 2),
+        (StableRanking(), 11),
+    ):
+        stopper.check(replace(DARTS, num_epochs=least), CELL)
+        with pytest.raises(UsageError, match=f"would never stop.*needs {least} epochs.*Use num_epochs={least}"):
+            stopper.check(replace(DARTS, num_epochs=least - 0.5), CELL)
+    flat = [1.0, 1.0, 1.0, 16.0, 16.0, 16.0, 41.0]  # the least is one at which it speaks
+    assert stops(EigenvalueRise(first=0), flat)[0][0] == 13
+    EigenvalueRise(first=0).check(replace(DARTS, num_epochs=13), CELL)
+    with pytest.raises(UsageError, match="needs 13"):
+        EigenvalueRise(first=0).check(replace(DARTS, num_epochs=12), CELL)
+
+
+def test_noise_is_no_operator_with_weights() -> None:
+    noisy = create_space("robust-darts", subspace=4, channels=4, num_cells=3, resolution=16)
+    with pytest.raises(UsageError, match="of which no choice of space 'robust-darts' has two"):
+        StableRanking().check(DARTS, noisy)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -272,6 +301,8 @@ def test_stoppers_refuse_what_they_cannot_judge() -> None:
         (lambda: EigenvalueRise(window=4), "an odd window"),
         (lambda: RollBack(1.0), "by more than 1"),
         (lambda: replace(DARTS, roll_back=RollBack()), "Give it a stopper"),
+        (lambda: replace(DARTS, stopper=SkipCount(back=1), roll_back=RollBack()), "SkipCount names no earlier epoch"),
+        (lambda: replace(DARTS, stopper=StableRanking(), roll_back=RollBack()), "Use EigenvalueRise"),
         (lambda: replace(DARTS, stopper=EigenvalueRise(), roll_back=RollBack(most=1e-4)), "or with as much"),
     ],
 )

@@ -30,8 +30,8 @@ def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, 
         Appendix A.1 and released code: 50 epochs, batch 64, half of the images for each, SGD 0.025 to 0.001 (cosine),
         momentum 0.9, decay 3e-4, clip 5, Adam 3e-4 with betas (0.5, 0.999) and decay 1e-3, logits of deviation 1e-3,
         architecture before weights.
-        Differs: latency is held to the limit; the blocks of a chain keep their affine batch-norm; the learning rate
-        falls every step instead of every epoch.
+        Differs: latency is held to the limit, and a cell above it is replaced by the most probable one within it; the
+        blocks of a chain keep their affine batch-norm; the learning rate falls every step instead of every epoch.
     """
     if order not in (1, 2):
         raise UsageError(f"recipe 'darts' has no order {order}; it takes 1 or 2.")
@@ -40,7 +40,7 @@ def darts(*, num_epochs: int = 50, batch_size: int = 64, arch_lr: float = 3e-4, 
         relaxation=Softmax(),
         scheme=Alternating(arch_first=True, gradient=FirstOrder() if order == 1 else Unrolled()),
         regularizers=(hard_limit(arch_lr),),
-        derivation=StrongestEdges(floor=0.98),
+        derivation=StrongestEdges(),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.025, 0.001),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

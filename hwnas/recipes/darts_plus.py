@@ -22,7 +22,7 @@ def darts_plus(
     """DARTS+, with either of its criteria.
 
     Args:
-        num_epochs: Passes over the weights' images, at most.
+        num_epochs: Passes over the weights' images, at most; at least 11 for the criterion ``ranking``.
         batch_size: Images a step.
         arch_lr: Learning rate of the logits.
         order: As of DARTS.

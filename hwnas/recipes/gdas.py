@@ -27,15 +27,16 @@ def gdas(*, num_epochs: int = 250, batch_size: int = 64, arch_lr: float = 3e-4, 
         GDAS, arXiv 1910.04465. Equations 3 to 6: sampling. Section 4.1 and released code: 250 epochs, temperature 10 to
         0.1 in a line, SGD 0.025 to 0.001 (cosine), Nesterov momentum 0.9, decay 5e-4, clip 5, batch 64, Adam 3e-4 with
         betas (0.5, 0.999) and decay 1e-3, logits of deviation 1e-3, weights first, half of the images for each.
-        Differs: latency is held to the limit, GDAS knows none; two edges into a node of a cell end in different nodes
-        before it; the temperature falls every step instead of every epoch.
+        Differs: latency is held to the limit, GDAS knows none, and a cell above it is replaced by the most probable one
+        within it; two edges into a node of a cell end in different nodes before it; the temperature falls every step
+        instead of every epoch.
     """
     return Recipe(
         name="gdas",
         relaxation=StraightThroughGumbel(tau=Linear(10.0, 0.1), added=added),
         scheme=Alternating(),
         regularizers=(hard_limit(arch_lr),),
-        derivation=StrongestEdges(floor=0.98),
+        derivation=StrongestEdges(),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4),
         weight_lr=Cosine(0.025, 0.001),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

@@ -45,15 +45,16 @@ def p_darts(
         for each, SGD 0.025 to 0 (cosine), momentum 0.9, decay 3e-4, clip 5, Adam 6e-4 with betas (0.5, 0.999) and decay
         1e-3, logits of deviation 1e-3, first order, architecture before weights; at most 2 skips. Rates of the dropout:
         its README, for CIFAR-10; the paper has 0.0 in the first search. For CIFAR-100 0.1, 0.2, 0.3 (unverified).
-        Differs: latency is held to the limit, in every search; learning rate and dropout change every step instead of
-        every epoch.
+        Differs: latency is held to the limit, in every search, and a cell above it is replaced by the most probable one
+        within it; the gradient of the logits is not clipped, the released code clips it by 5 as well; learning rate and
+        dropout change every step instead of every epoch.
     """
     last = Recipe(
         name="p_darts",
         relaxation=Softmax(),
         scheme=Alternating(warm_up=FROZEN / EPOCHS, arch_first=True),
         regularizers=(hard_limit(arch_lr),),
-        derivation=StrongestEdges(floor=0.98, max_skips=max_skips),
+        derivation=StrongestEdges(max_skips=max_skips),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.025),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

@@ -30,15 +30,16 @@ def pc_darts(
         code: 50 epochs, batch 256, half of the images for each, SGD 0.1 to 0 (cosine), momentum 0.9, decay 3e-4, clip
         5, Adam 6e-4 with betas (0.5, 0.999) and decay 1e-3, logits of deviation 1e-3, first order, the architecture
         frozen for the first 15 epochs and then before the weights.
-        Differs: latency is held to the limit; the learning rate falls every step instead of every epoch. For ImageNet
-        (section 4.3): batch 1024, SGD 0.5, Adam 6e-3, frozen for 35 epochs.
+        Differs: latency is held to the limit, and a cell above it is replaced by the most probable one within it; the
+        learning rate falls every step instead of every epoch. For ImageNet (section 4.3): batch 1024, SGD 0.5, Adam
+        6e-3, frozen for 35 epochs.
     """
     return Recipe(
         name="pc_darts",
         relaxation=Softmax(),
         scheme=Alternating(warm_up=15 / 50, arch_first=True),
         regularizers=(hard_limit(arch_lr),),
-        derivation=StrongestEdges(floor=0.98),
+        derivation=StrongestEdges(),
         weight_optimizer=partial(SGD, lr=0.1, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.1),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

@@ -33,7 +33,7 @@ def robust_darts(
     the factors 1, 3, 9, 27 and 81, or of the largest probabilities 0, 0.2, 0.4 and 0.6.
 
     Args:
-        num_epochs: Passes over the weights' images, at most.
+        num_epochs: Passes over the weights' images, at most; at least 23 where the eigenvalue is watched.
         batch_size: Images a step.
         arch_lr: Learning rate of the logits.
         order: As of DARTS.
@@ -47,7 +47,8 @@ def robust_darts(
 
     Source:
         RobustDARTS, arXiv 1909.09656, sections 4 and 5, and released code.
-        Differs: as in DARTS; probabilities rise every step instead of every epoch.
+        Differs: as in DARTS; probabilities rise every step instead of every epoch; CutOut goes to images that train
+        weights only, the released code cuts all; what ``RollBack`` lists.
     """
     for name, value in (("factor", factor), ("largest", largest)):
         if value is not None and ARGUMENT[mode] != name:

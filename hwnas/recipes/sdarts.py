@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Literal
 
 from hwnas.recipes.darts import darts
-from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.perturbations import Adversarial, Perturbed
 from hwnas.search.recipe import Recipe
 from hwnas.search.schedules import Linear
-from hwnas.search.schemes import Alternating
 
 
 def sdarts(
@@ -38,6 +36,5 @@ def sdarts(
     plain, eps = darts(num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr, order=order), Linear(0.03, 0.3)
     if mode == "random":
         return replace(plain, name="sdarts", weight_relaxation=Perturbed(eps=eps))
-    gradient = FirstOrder() if order == 1 else Unrolled()
-    scheme = Alternating(arch_first=True, gradient=gradient, attack=Adversarial(eps, steps=7))
+    scheme = replace(plain.scheme, attack=Adversarial(eps, steps=7))  # type: ignore[type-var]
     return replace(plain, name="sdarts", scheme=scheme)

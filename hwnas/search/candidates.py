@@ -52,6 +52,10 @@ class Narrowed:
 
     def probabilities(self, logits: Mapping[str, Tensor], *, progress: float) -> dict[str, Tensor]:
         """Probability of every option, shape ``(num_options,)``, differentiable."""
+        return self.along_edges(self.within(logits, progress=progress), self._edges(logits))
+
+    def within(self, logits: Mapping[str, Tensor], *, progress: float) -> dict[str, Tensor]:
+        """The same without weights of edges: how options of one choice compare."""
         found = {}
         for name, logit in self.narrow(logits).items():
             p = self._spread(name, self.relaxation.probabilities(logit, progress=progress), logits[name])
@@ -59,7 +63,7 @@ class Narrowed:
             if kept is not None and name in self.idle and self.idle[name] not in self.candidates.get(name, ()):
                 p = _thinned(p, kept, self.idle[name])
             found[name] = p
-        return self.along_edges(found, self._edges(logits))
+        return found
 
     def along_edges(self, found: Mapping[str, Tensor], edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Probabilities times the weights of their edges; what is lost goes to ``none``.

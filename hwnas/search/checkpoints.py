@@ -75,7 +75,7 @@ class Checkpoints:
         if rank() == 0:
             snapshot = load_checkpoint(self._of_epoch(epoch), "history", "weight_optimizer")
             *before, last = snapshot["history"]
-            snapshot["history"] = [*((probabilities, {}) for probabilities, _ in before), last]
+            snapshot["history"] = [*((each[0], {}, *each[2:]) for each in before), last]
             for group in snapshot["weight_optimizer"]["param_groups"]:
                 group["weight_decay"] = weight_decay
             save_checkpoint(self._path, snapshot)
@@ -119,7 +119,7 @@ def _snapshot(state: SearchState) -> dict[str, Any]:
         "arch_batches": state.arch_batches,
         "scalars": state.scalars,
         "candidates": dict(state.candidates),
-        "history": [(epoch.probabilities, epoch.figures) for epoch in state.history],
+        "history": [(epoch.probabilities, epoch.figures, epoch.within) for epoch in state.history],
     }
 
 

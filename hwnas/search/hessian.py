@@ -1,4 +1,4 @@
-"""The Hessian of the architecture loss in the logits: its largest eigenvalue."""
+"""The Hessian, in the logits, of the loss on architecture images: its largest eigenvalue."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ TOLERANCE = 1e-4
 def dominant_eigenvalue(step: SearchStep, batch: Batch) -> float:
     """Largest eigenvalue of ``d2 L_val / d alpha2`` over all logits at once, at the weights as they are.
 
+    ``L_val`` is the loss on architecture images alone, without the recipe's terms, such as that of latency.
     By Lanczos' method from exact Hessian-vector products, in single precision; batch-norm normalises by the batch, as
-    in an architecture step, and no buffer moves. A product needs about three times the memory of such a step.
+    in an architecture step, and no buffer moves. A product needs about twice the memory of such a step.
 
     Args:
         step: Of the state; its relaxation draws the gates.
@@ -55,6 +56,7 @@ def _product(step: SearchStep, batch: Batch, gates: Gates, vector: tuple[Tensor,
                 continue
             found = torch.autograd.grad(torch.stack(dots).sum(), logits, retain_graph=True, allow_unused=True)
             total = [a if b is None else a + b for a, b in zip(total, found, strict=True)]
+            del part, slopes, pairs, dots  # and with them their graph, before the next part runs
     return [value for value in averaged(total) if value is not None]
 
 

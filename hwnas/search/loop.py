@@ -57,6 +57,7 @@ class SearchResult:
         arch_images: The other training images; None where all trained weights.
         candidates: What was searched in the end.
         history: What was found at the end of every epoch, where the recipe stops early or prunes.
+        within: The same as ``probabilities``, without weights of edges.
     """
 
     supernet: Supernet
@@ -65,6 +66,7 @@ class SearchResult:
     arch_images: ImageDataset | None = None
     candidates: Candidates = field(default_factory=dict)
     history: tuple[Epoch, ...] = ()
+    within: dict[str, Tensor] = field(default_factory=dict)
 
 
 def search(
@@ -149,7 +151,7 @@ def _after_stages(
     """What the searches before this one leave of the candidates."""
     for number, stage in enumerate(recipe.stages, 1):
         first = again(stage.recipe, run.stage(number), candidates=candidates)
-        candidates = most_probable(first.probabilities, first.candidates, stage.keep)
+        candidates = most_probable(first.within, first.candidates, stage.keep)
     return candidates
 
 
@@ -159,8 +161,8 @@ def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) ->
 
 
 def _result(state: SearchState, recipe: Recipe, images: tuple[ImageDataset, ImageDataset | None]) -> SearchResult:
-    probabilities = _probabilities(state, recipe, progress=1.0)
-    return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history))
+    probabilities, within = _probabilities(state, recipe, progress=1.0)
+    return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history), within)
 
 
 def _rolled_back(state: SearchState, recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> bool:
@@ -293,13 +295,15 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 @torch.no_grad()
-def _probabilities(state: SearchState, recipe: Recipe, *, progress: float) -> dict[str, Tensor]:
-    """Those of the moment, or those of the epoch that a stopper chose."""
+def _probabilities(
+    state: SearchState, recipe: Recipe, *, progress: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those of the moment, or those of the epoch that a stopper chose; and the same without weights of edges."""
     last = stopped(state, recipe)
     if last is not None:
-        return dict(state.history[last - 1].probabilities)
+        return dict(state.history[last - 1].probabilities), dict(state.history[last - 1].within)
     narrowed = Narrowed.to(state.supernet.space, recipe.relaxation, state.candidates)
-    return narrowed.probabilities(state.logits, progress=progress)
+    return narrowed.probabilities(state.logits, progress=progress), narrowed.within(state.logits, progress=progress)
 
 
 def _logged(
@@ -317,7 +321,7 @@ def _logged(
     log.sample(figures)
     if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
         return figures
-    probabilities = _probabilities(state, recipe, progress=state.step / total)
+    probabilities, _ = _probabilities(state, recipe, progress=state.step / total)
     expected_ms = float(budget.model.expected_ms(among_networks(budget.model.space, probabilities)))
     figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:

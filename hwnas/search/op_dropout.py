@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +12,7 @@ from hwnas.search.protocols import Candidates, Logits, Relaxation
 from hwnas.space import SearchSpace, parameters
 from hwnas.supernet.gates import Gate, Gates
 
-Groups = Mapping[str, tuple[tuple[int, ...], ...]]
+Groups = dict[str, tuple[tuple[int, ...], ...]]
 """Choice name -> numbers of the candidates in every group."""
 
 
@@ -27,7 +26,9 @@ class OpDropout(Relaxation):
 
     Args:
         rate: Chance that all of a group would be dropped, from 0 to below 1; 0 drops nothing.
-        groups: Of the candidates; all of a choice without any are one. ``fit`` finds them.
+
+    Attributes:
+        groups: Of the candidates, which ``fit`` finds; all of a choice without any are one.
 
     Raises:
         UsageError: The rate is out of range.
@@ -39,7 +40,7 @@ class OpDropout(Relaxation):
     """
 
     rate: float = 3e-5
-    groups: Groups = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
@@ -51,14 +52,15 @@ class OpDropout(Relaxation):
         Raises:
             UsageError: No edge of the space has a group of which one could be dropped.
         """
-        groups = _groups(space, candidates)
+        groups, fitted = _groups(space, candidates), replace(self)
         if self.rate and not _drops(groups) and not _drops(_groups(space, space.candidates)):
             raise UsageError(
                 f"nothing can be dropped in space '{space.name}': no choice has two candidates with weights, or two "
                 "without, and one of a group always stays. Search it with the recipe snas or darts, or drop with a "
                 "rate of 0."
             )
-        return replace(self, groups=groups)
+        fitted.groups.update(groups)
+        return fitted
 
     def __call__(self, logits: Logits, *, progress: float, generator: torch.Generator) -> dict[str, Gate]:
         """See ``Relaxation``."""
@@ -91,14 +93,7 @@ class OpDropout(Relaxation):
 
 
 def _groups(space: SearchSpace, candidates: Candidates) -> Groups:
-    signatures = [
-        (option, signature)
-        for layer in space.layers
-        if len(layer.choices) == 1
-        for option, signature in zip(space.choice(layer.choices[0]).options, layer.signatures, strict=True)
-    ]
-    free = {option for option, signature in signatures if not parameters(signature)}
-    groups = {}
+    free, groups = without_weights(space), {}
     for choice in space.choices:
         among = candidates.get(choice.name, tuple(range(len(choice.options))))
         rows = [[i for i, k in enumerate(among) if (choice.options[k] in free) == side] for side in (False, True)]
@@ -108,3 +103,18 @@ def _groups(space: SearchSpace, candidates: Candidates) -> Groups:
 
 def _drops(groups: Groups) -> bool:
     return any(len(group) > 1 for some in groups.values() for group in some)
+
+
+def without_weights(space: SearchSpace) -> set[str]:
+    """Options that have no weights somewhere, whatever the choice: with the plain skip also that which strides.
+
+    Args:
+        space: Layers of several choices have no operator of one option, and do not count.
+    """
+    return {
+        option
+        for layer in space.layers
+        if len(layer.choices) == 1
+        for option, signature in zip(space.choice(layer.choices[0]).options, layer.signatures, strict=True)
+        if not parameters(signature)
+    }

@@ -74,8 +74,8 @@ def _central_difference(
 ) -> Tensors:
     parameters = list(step.state.supernet.parameters())
     moved = [(p, u) for p, u in zip(parameters, direction, strict=True) if u is not None]
-    norm = torch.stack([u.double().square().sum() for _, u in moved]).sum().sqrt()
-    eps = length / float(norm) if norm > 0 else 0.0
+    norm = float(torch.stack([u.double().square().sum() for _, u in moved]).sum().sqrt()) if moved else 0.0
+    eps = length / norm if norm > 0 else 0.0
     found = []
     for sign in (1, -1):
         with kept(parameters), step.compute.seeded(step.state.step):  # both drop the same, where any is dropped
@@ -83,7 +83,13 @@ def _central_difference(
                 for parameter, u in moved:
                     parameter.add_(u, alpha=sign * eps)
             found.append(gradients())
-    return [None if a is None or b is None or not eps else (a - b) / (2 * eps) for a, b in zip(*found, strict=True)]
+    return [_slope(a, b, eps) for a, b in zip(*found, strict=True)]
+
+
+def _slope(above: Tensor | None, below: Tensor | None, eps: float) -> Tensor | None:
+    if above is None or below is None:
+        return None
+    return (above - below) / (2 * eps) if eps else torch.zeros_like(above)
 
 
 def _exact(step: SearchStep, gates: Gates, inputs: Sequence[Tensor], direction: Tensors) -> Tensors:
@@ -93,8 +99,11 @@ def _exact(step: SearchStep, gates: Gates, inputs: Sequence[Tensor], direction: 
         for part in step.losses(step.weight_batch, gates, label_smoothing=step.recipe.label_smoothing):
             gradients = torch.autograd.grad(part.loss, parameters, create_graph=True, allow_unused=True)
             pairs = zip(gradients, direction, strict=True)
-            dots = [(g * u).sum() for g, u in pairs if g is not None and u is not None]
-            found = torch.autograd.grad(torch.stack(dots).sum(), inputs, allow_unused=True)
+            dots = [(g * u).sum() for g, u in pairs if g is not None and u is not None and g.requires_grad]
+            if dots:
+                found = torch.autograd.grad(torch.stack(dots).sum(), inputs, allow_unused=True)
+            else:  # nothing moves, or the loss is linear
+                found = tuple(torch.zeros_like(x) for x in inputs)
             total = [added(a, b) for a, b in zip(total, found, strict=True)]
     return averaged(total)
 

@@ -107,10 +107,12 @@ class Epoch:
     Args:
         probabilities: Choice name -> probability of every option.
         figures: What the stopper measured.
+        within: The same as ``probabilities``, without weights of edges.
     """
 
     probabilities: Mapping[str, Tensor]
     figures: Mapping[str, float]
+    within: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which options leave a search at the end of an epoch."""
+"""Which options leave a search at the end of an epoch; weights of edges do not matter."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class BelowShare(Pruner):
         if step.progress < self.warm_up:
             return step.state.candidates
         left = {}
-        for name, p in step.probabilities().items():
+        for name, p in step.within().items():
             among = _among(step, name, p)
-            least = self.share / len(among) * float(p[list(among)].sum())  # along weighed edges they are less than one
+            total = float(p[list(among)].sum())  # less than one where options do not compete
+            least = self.share / len(among) * total
             left[name] = tuple(k for k in among if float(p[k]) >= least)
         return left
 
@@ -79,7 +80,7 @@ class DropWorst(Pruner):
         if len(step.state.history) % self.every:
             return step.state.candidates
         left = {}
-        for name, p in step.probabilities().items():
+        for name, p in step.within().items():
             best_first = sorted(_among(step, name, p), key=lambda k, p=p: (-float(p[k]), k))  # type: ignore[misc]
             left[name] = tuple(sorted(best_first[: max(1, len(best_first) - self.count)]))
         return left
@@ -119,7 +120,7 @@ class BelowThreshold(Pruner):
 
     def __call__(self, step: SearchStep) -> Candidates:
         """See ``Pruner``."""
-        space, probabilities = step.budget.model.space, step.probabilities()
+        space, probabilities = step.budget.model.space, step.within()
         left = {name: _among(step, name, p) for name, p in probabilities.items()}
         values, idle, gone = {name: p.tolist() for name, p in probabilities.items()}, space.idle, 0
         row = {name: strongest(values[name], left[name], idle.get(name)) for name in space.choice_names}

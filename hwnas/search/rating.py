@@ -63,6 +63,8 @@ class Rated(UpdateScheme):
                 f"{type(recipe.weight_relaxation or recipe.relaxation).__name__} does not see to. Use "
                 "WithoutReplacement() and no weight_relaxation."
             )
+        if recipe.relaxation.turn:
+            raise UsageError(f"recipe '{recipe.name}': Rated() counts the turns itself. Use WithoutReplacement().")
         if recipe.edge_weights:
             raise UsageError(f"recipe '{recipe.name}': edges have no ratings. Leave edge_weights out.")
 

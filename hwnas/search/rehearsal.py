@@ -37,6 +37,7 @@ class PredictedPeak:
             as the backward pass proceeds, gradients; 0 if there is no such step.
         arch_step_bytes: The same of an architecture step. Where one pass serves both it counts as a weight step.
         path: The options of most activations, which the steps were rehearsed with; no network of a space with nodes.
+        stopper_bytes: What the recipe's stopper needs beyond weights and optimizer where it measures.
     """
 
     weights_bytes: int
@@ -44,6 +45,7 @@ class PredictedPeak:
     weight_step_bytes: int
     arch_step_bytes: int
     path: Architecture
+    stopper_bytes: int = 0
 
     @property
     def step_bytes(self) -> int:
@@ -53,15 +55,20 @@ class PredictedPeak:
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weights_bytes + self.optimizer_bytes + self.step_bytes
+        return self.weights_bytes + self.optimizer_bytes + max(self.step_bytes, self.stopper_bytes)
 
     def __str__(self) -> str:
-        steps = {"a weight step": self.weight_step_bytes, "an architecture step": self.arch_step_bytes}
-        (larger, most), (smaller, least) = sorted(steps.items(), key=lambda item: -item[1])
+        steps = {
+            "a weight step": self.weight_step_bytes,
+            "an architecture step": self.arch_step_bytes,
+            "what the stopper measures": self.stopper_bytes,
+        }
+        (larger, most), *others = sorted(steps.items(), key=lambda item: -item[1])
+        rest = ", ".join(f"{mib(size)} in {name}" for name, size in others if size)
         return (
             f"predicted peak {mib(self.total_bytes)} MiB: weights {mib(self.weights_bytes)}, optimizer "
             f"{mib(self.optimizer_bytes)}, activations and gradients {mib(most)} in {larger}"
-            + (f" ({mib(least)} in {smaller})" if least else "")
+            + (f" ({rest})" if rest else "")
         )
 
 
@@ -76,7 +83,7 @@ def predicted_peak(
 
     Args:
         budget: Its model names the space.
-        recipe: The method; its scheme runs once, as if past the warm-up.
+        recipe: The method; its scheme runs once, as if past the warm-up, and its stopper measures once.
         compute: Device, number format and memory savings.
         candidates: What is searched; the candidates of the space if not given.
     """
@@ -98,8 +105,9 @@ def predicted_peak(
         storages.restart()
         step = _Rehearsal(state, recipe, budget, planned, 1.0, batch, lambda: batch, storages, order, peaks)
         recipe.scheme(step)
+        stopper_bytes = _stopper_bytes(step)
     path = Architecture(space.name, tuple((c.name, c.options[order[c.name][0]]) for c in space.choices))
-    return PredictedPeak(weights_bytes, optimizer_bytes, peaks["weights"], peaks["logits"], path)
+    return PredictedPeak(weights_bytes, optimizer_bytes, peaks["weights"], peaks["logits"], path, stopper_bytes)
 
 
 def _state(space: SearchSpace, recipe: Recipe, planned: Compute) -> SearchState:
@@ -111,6 +119,18 @@ def _state(space: SearchSpace, recipe: Recipe, planned: Compute) -> SearchState:
     logits = initial_logits(space, recipe, torch.Generator())
     optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
     return SearchState(supernet, logits, *optimizers, torch.Generator(), candidates=space.candidates)
+
+
+def _stopper_bytes(step: _Rehearsal) -> int:
+    """What a measurement needs, in single precision as that of an eigenvalue; of its products one is done."""
+    if step.recipe.stopper is None:
+        return 0
+    full = replace(step.compute, precision="fp32")
+    state = _state(step.budget.model.space, step.recipe, full)
+    state.candidates = step.state.candidates
+    step.storages.restart()
+    step.recipe.stopper.measure(replace(step, state=state, compute=full))
+    return step.storages.rise_bytes
 
 
 def _by_activations(state: SearchState, batch_size: int, storages: Storages) -> dict[str, Sequence[int]]:

@@ -179,6 +179,11 @@ class SearchStep:
         with torch.no_grad():
             return self._narrowed(self.recipe.relaxation).probabilities(self.state.logits, progress=self.progress)
 
+    def within(self) -> dict[str, Tensor]:
+        """The same without weights of edges: how options of one choice compare."""
+        with torch.no_grad():
+            return self._narrowed(self.recipe.relaxation).within(self.state.logits, progress=self.progress)
+
     def regularized(self, loss: Tensor, context: Context) -> Tensor:
         """The loss with every regularizer of the recipe."""
         for regularizer in self.recipe.regularizers:

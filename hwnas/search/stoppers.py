@@ -12,6 +12,7 @@ from torch import nn
 from hwnas.errors import UsageError
 from hwnas.search.derivations.cells import plain_skips, strongest
 from hwnas.search.hessian import dominant_eigenvalue
+from hwnas.search.op_dropout import without_weights
 from hwnas.search.protocols import Epoch, Stopper
 from hwnas.search.recipe import Recipe
 from hwnas.search.sampling import log_probabilities
@@ -19,9 +20,6 @@ from hwnas.search.step import SearchStep
 from hwnas.space import SearchSpace
 
 SKIPS, RANKING, EIGENVALUE = "skips", "ranking", "eigenvalue"
-
-WITHOUT_WEIGHTS = ("none", "skip", "factorized_reduce", "avg_pool", "max_pool")
-"""Operators that nothing is to be learned for; the strided skip counts as one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,7 @@ class StableRanking(Stopper):
                 f"recipe '{recipe.name}' ranks operators that have weights, of which no choice of space '{space.name}' "
                 "has two. Use a space such as darts-cell, or SkipCount()."
             )
+        _require_epochs(self, recipe, self.epochs + 1, "epochs")
 
     def measure(self, step: SearchStep) -> dict[str, float]:
         """A number that stands for the order of the operators."""
@@ -125,13 +124,14 @@ class StableRanking(Stopper):
 
 @dataclass(frozen=True)
 class EigenvalueRise(Stopper):
-    """Stops when the largest eigenvalue of the Hessian of the architecture loss has risen by a factor.
+    """Stops when the largest eigenvalue of the Hessian of the loss on architecture images has risen by a factor.
 
-    It is measured in the first epoch and in every ``every``-th one after it, on one batch; the weight decay of the
-    logits counts as part of the loss. From the third value on ``mean(t)`` is that of the last ``window`` values, or
-    of as many as there are, and stands for the epoch in the middle of a full window. The search stops when
-    ``mean(t) / mean(t - lag) > ratio``, where the earlier mean stands for an epoch from ``first`` on; that epoch is the
-    result. With the published numbers it is 12 epochs back, and the earliest stop is in epoch 23, counted from 1.
+    The loss is without the recipe's terms, such as that of latency, but with the weight decay of the logits. The
+    eigenvalue is measured in the first epoch and in every ``every``-th one after it, on one batch. From the third value
+    on ``mean(t)`` is that of the last ``window`` values, or of as many as there are, and stands for the epoch in the
+    middle of a full window. The search stops when ``mean(t) / mean(t - lag) > ratio``, where the earlier mean is above
+    0 and stands for an epoch from ``first`` on; that epoch is the result. With the published numbers it is 12 epochs
+    back, and the earliest stop is in epoch 23, counted from 1.
 
     Args:
         ratio: Of the means.
@@ -177,6 +177,8 @@ class EigenvalueRise(Stopper):
                 f"recipe '{recipe.name}': there is no Hessian in the logits of {type(recipe.relaxation).__name__}. "
                 "Use Softmax(), or another stopper."
             )
+        earliest = -(-max(0, self.first) // self.every) * self.every
+        _require_epochs(self, recipe, earliest + self.reach + 1, "first")
 
     def measure(self, step: SearchStep) -> dict[str, float]:
         """The eigenvalue, in an epoch that is due."""
@@ -197,7 +199,7 @@ class EigenvalueRise(Stopper):
             if earlier not in means:
                 continue
             number = measured[earlier - half][0]
-            if number > self.first and means[last] / means[earlier] > self.ratio:
+            if number > self.first and 0 < self.ratio * means[earlier] < means[last]:
                 return number
         return None
 
@@ -208,7 +210,7 @@ class RollBack:
 
     Weights, logits, both optimizers and all else are those of that epoch, bit for bit; only the weight decay is
     multiplied, and figures of epochs before are forgotten, as they were measured under another one. With the largest
-    decay the search ends where the stopper says.
+    decay the stopper is ignored, and the search does all its epochs.
 
     Args:
         factor: Of the weight decay, every time; more than 1.
@@ -219,7 +221,9 @@ class RollBack:
 
     Source:
         DARTS-ADA of RobustDARTS, arXiv 1909.09656, section 5.3, and the scripts of its released code: 10, up to 0.03.
-        Its arguments' defaults are 3, up to 0.0243. Differs: images and gates after going back are those of before.
+        Its arguments' defaults are 3, up to 0.0243.
+        Differs: images and gates after going back are those of before; earlier figures are forgotten; its extra epochs
+        after a roll-back (``extra_rollback_epochs``) are left out.
     """
 
     factor: float = 10.0
@@ -230,13 +234,18 @@ class RollBack:
             raise UsageError(f"a roll-back multiplies the weight decay by more than 1; got {self.factor:g}.")
 
     def check(self, recipe: Recipe) -> None:
-        """Refuses a recipe whose search never stops, or whose weights do not decay.
+        """Refuses a recipe whose search never stops, or not in an earlier epoch, or whose weights do not decay.
 
         Raises:
             UsageError: Says what would do.
         """
         if recipe.stopper is None:
             raise UsageError(f"recipe '{recipe.name}' has nothing that would trigger a roll-back. Give it a stopper.")
+        if recipe.stopper.reach < 1:
+            raise UsageError(
+                f"recipe '{recipe.name}' cannot roll back: {type(recipe.stopper).__name__} names no earlier epoch that "
+                "is kept. Use EigenvalueRise(), or leave roll_back out."
+            )
         if self.next(decay_of(recipe.weight_optimizer([nn.Parameter(torch.zeros(1))]))) is None:
             raise UsageError(
                 f"recipe '{recipe.name}' rolls back to multiply its weight decay by {self.factor:g} up to "
@@ -254,9 +263,14 @@ def decay_of(optimizer: torch.optim.Optimizer) -> float:
 
 
 def learnable(space: SearchSpace) -> dict[str, list[int]]:
-    """Choice name -> numbers of its options that have weights in every layer."""
-    found = {choice.name: list(range(len(choice.options))) for choice in space.choices}
-    for layer in space.layers:
-        for name in layer.choices:
-            found[name] = [k for k in found[name] if layer.signatures[k].op not in WITHOUT_WEIGHTS]
-    return found
+    """Choice name -> numbers of its options that have weights wherever they are options."""
+    free = without_weights(space)
+    return {c.name: [k for k, option in enumerate(c.options) if option not in free] for c in space.choices}
+
+
+def _require_epochs(stopper: Stopper, recipe: Recipe, least: int, argument: str) -> None:
+    if recipe.num_epochs < least:
+        raise UsageError(
+            f"recipe '{recipe.name}' would never stop: {type(stopper).__name__} needs {least} epochs, and there "
+            f"are {recipe.num_epochs:g}. Use num_epochs={least} or more, or a smaller '{argument}' of the stopper."
+        )
