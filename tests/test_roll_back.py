@@ -127,8 +127,9 @@ def test_a_search_goes_back_and_on_with_more_decay_until_there_is_no_more(tmp_pa
     assert not list((tmp_path / "a").glob("search-epoch*.pt"))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
-@pytest.mark.parametrize("kill", [5, 6, 8, 10, 12, 15])
+@pytest.mark.parametrize(
+    ("kill", "seconds"), [(5, 0.0), (6, 1e9), (8, 0.0), (10, 1e9), (12, 0.0), (15, 1e9)]
+)  # seconds between checkpoints
 def test_killed_before_or_after_a_roll_back_it_ends_the_same(
     kill: int, seconds: float, tmp_path: Path, few: ImageData
 ) -> None:

@@ -163,8 +163,8 @@ TFNAS = """{
 }"""
 
 
-@pytest.mark.parametrize(("name", "num_impossible"), [("tfnas_gpu.json", 88), ("tfnas_cpu.json", 84)])
-def test_tf_nas(published: Callable[..., LatencyTable], name: str, num_impossible: int) -> None:
+def test_tf_nas(published: Callable[..., LatencyTable]) -> None:
+    name, num_impossible = "tfnas_gpu.json", 88
     table = published(name, "tf-nas", "--batch", 32)
     document = json.loads((SHARED / "latency-tables" / name).read_text())
     base = document.pop("base")

@@ -27,6 +27,8 @@ from hwnas.space import SearchSpace, create_space
 from hwnas.steps import train_run
 from hwnas.training import TrainingOptions
 
+pytestmark = pytest.mark.xdist_group("verification")  # on one worker, so that the run is made once
+
 Run = Callable[..., Any]
 
 ENTRY_MS, TARGET_MS = 5.0, 100.0
