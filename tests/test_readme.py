@@ -29,7 +29,11 @@ from hwnas.testing.search_contracts import check_scheme
 
 ROOT = Path(__file__).parent.parent
 VERIFY = "hwnas verify run"
-SHORTER = {"--epochs 3": "--epochs 1", "--minutes 0.5": "--minutes 0.2", "minutes=0.3": "minutes=0.1"}
+SHORTER = {
+    "--epochs 3": "--epochs 1",
+    "--minutes 0.5": "--minutes 0.2 --networks 20",
+    "minutes=0.3": "minutes=0.1, num_networks=20",
+}
 """Words of the documents -> words that take less time."""
 SAME_FOLDER = pytest.mark.xdist_group("readme")
 

@@ -137,7 +137,10 @@ def test_contract(scheme: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_contract_of_recipes(name: str) -> None:
-    check_scheme(create_recipe(name), space=CELLS if name in ("p_darts", "pc_darts") else None)
+    recipe = create_recipe(name)
+    if recipe.proxy:
+        recipe = recipe.in_proxy({"num_cells": 3})
+    check_scheme(recipe, space=CELLS if name in ("p_darts", "pc_darts") else None)
 
 
 @pytest.mark.parametrize("scheme", ["alternating", "unrolled", "reinforce"])
