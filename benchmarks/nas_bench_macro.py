@@ -179,9 +179,11 @@ def searches(arguments: argparse.Namespace) -> None:
         earlier = done(recipe=name, limit=limit, unit=unit)
         if earlier:
             probabilities = {each: torch.tensor(p) for each, p in earlier[0]["probabilities"].items()}
+            took = earlier[0]["seconds"]
         else:
             probabilities = searched(trained, name, recipe, budget, arguments)
-        took, found = time.monotonic() - started, {name: recipe.derivation}
+            took = time.monotonic() - started
+        found = {name: recipe.derivation}
         if recipe.num_epochs:
             found |= {f"{name}+scored": SampleAndScore(NUM_SCORED, num_likely=NUM_SCORED)}
         for label, derivation in found.items():

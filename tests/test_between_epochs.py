@@ -219,8 +219,9 @@ def test_a_stopped_search_knows_its_probabilities_without_weights_of_edges() -> 
     end_epoch(step)
     for logit in step.state.logits.values():
         logit.data.zero_()
-    found = _probabilities(step.state, step.recipe, progress=1.0)
-    assert all(torch.equal(found[0][name], p[name]) and torch.equal(found[1][name], within[name]) for name in within)
+    for without_edges, right in ((False, p), (True, within)):
+        found = _probabilities(step.state, step.recipe, progress=1.0, within=without_edges)
+        assert all(torch.equal(found[name], right[name]) for name in right)
     assert any(not torch.equal(p[name], within[name]) for name in within)
 
 

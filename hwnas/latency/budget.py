@@ -15,7 +15,7 @@ from scipy.sparse import lil_matrix
 from hwnas.errors import InfeasibleBudgetError, UsageError
 from hwnas.latency.calibration import Array
 from hwnas.latency.model import LatencyModel
-from hwnas.space import NONE, tidied
+from hwnas.space import NONE, whole
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def solve(
             return
         found = programme.decode(result.x)
         # The solver's feasibility tolerance is 1e-6; what it lets slip over a limit is cut away here.
-        if min_ms <= model.exact_ms_many([found])[0] <= max_ms and tidied(found, model.space) == ([*found], True):
+        if min_ms <= model.exact_ms_many([found])[0] <= max_ms and whole(found, model.space):
             yield found
         constraints.append(programme.cut(found))
 
@@ -132,7 +132,7 @@ def solve(
 class _Programme:
     """Columns: the options of every choice, the combinations of every factor over several, the layers' liveliness.
 
-    The last ones, from 0 to 1, are there where edges may be ``none``. One above 0 means that its layer lies on a way
+    The last ones, from 0 to 1, are there where choices are free to be ``none``. One above 0: its layer lies on a way
     from the image to the output: it is no greater than what runs there, than the sum of those that feed it, and than
     the sum of those that read it. An edge that is kept has one such layer.
     """
@@ -143,13 +143,7 @@ class _Programme:
         self.starts = np.concatenate([[0], np.cumsum(self.options)]).astype(int)
         self.joint = [factor for factor in model.factors if len(factor.choices) > 1]
         self.first_layer = int(self.starts[-1] + sum(factor.ms.size for factor in self.joint))
-        in_nodes = {name for node in self.space.nodes for name in node.choices}
-        self.edges = [
-            position
-            for position, choice in enumerate(self.space.choices)
-            if NONE in choice.options and choice.name not in in_nodes
-        ]
-        self.size = self.first_layer + (len(self.space.layers) if self.edges else 0)
+        self.size = self.first_layer + (len(self.space.layers) if self.space.free else 0)
         self.integrality = (np.arange(self.size) < self.first_layer).astype(np.int64)
         self.cost = np.zeros(self.size)
         for factor in model.factors:
@@ -193,45 +187,37 @@ class _Programme:
                     row += 1
             column += factor.ms.size
         equal = np.asarray([value for _, value in rows])
-        return [LinearConstraint(matrix.tocsr(), equal, equal), *([self._lively()] if self.edges else [])]
+        return [LinearConstraint(matrix.tocsr(), equal, equal), *([self._lively()] if self.space.free else [])]
 
     def _lively(self) -> LinearConstraint:
         """No layer is livelier than allowed, the last one is, and every edge that is kept has a lively layer."""
-        rows: list[dict[int, float]] = []  # column -> factor; what they add up to is at least ...
-        least: list[float] = []
+        rows: list[tuple[dict[int, float], float]] = []  # column -> factor, and what they add up to at least
         readers: list[list[int]] = [[] for _ in self.space.layers]
         for position, sources in enumerate(self.space.wiring):
             for source in sources:
                 if source >= 0:
                     readers[source].append(position)
-        none = {
-            choice: int(self.starts[choice]) + self.space.choices[choice].options.index(NONE) for choice in self.edges
-        }
-        of_choice: dict[int, list[int]] = {choice: [] for choice in self.edges}
+        starts = dict(zip(self.space.choice_names, self.starts.tolist(), strict=False))
+        none = {name: starts[name] + option for name, option in self.space.free.items()}
+        layers: dict[str, list[int]] = {name: [] for name in none}
         last = len(readers) - 1
         for position, (layer, sources) in enumerate(zip(self.space.layers, self.space.wiring, strict=True)):
             here = self.first_layer + position
             if min(sources) >= 0:
-                rows.append({here: -1.0} | {self.first_layer + source: 1.0 for source in sources})
-                least.append(0.0)
+                rows.append(({here: -1.0} | {self.first_layer + source: 1.0 for source in sources}, 0.0))
             if position < last:
-                rows.append({here: -1.0} | {self.first_layer + reader: 1.0 for reader in readers[position]})
-                least.append(0.0)
-            for choice in (self.space.choice_names.index(name) for name in layer.choices):
-                if choice in none:
-                    of_choice[choice].append(here)
-                    rows.append({here: -1.0, none[choice]: -1.0})
-                    least.append(-1.0)
-        rows.append({self.first_layer + last: 1.0})
-        least.append(1.0)
-        for choice, layers in of_choice.items():
-            rows.append({none[choice]: 1.0} | dict.fromkeys(layers, 1.0))
-            least.append(1.0)
+                rows.append(({here: -1.0} | {self.first_layer + reader: 1.0 for reader in readers[position]}, 0.0))
+            for name in layer.choices:
+                if name in none:
+                    layers[name].append(here)
+                    rows.append(({here: -1.0, none[name]: -1.0}, -1.0))
+        rows.append(({self.first_layer + last: 1.0}, 1.0))
+        rows += [({none[name]: 1.0} | dict.fromkeys(layers[name], 1.0), 1.0) for name in none]
         matrix = lil_matrix((len(rows), self.size))
-        for number, row in enumerate(rows):
+        for number, (row, _) in enumerate(rows):
             for column, factor in row.items():
                 matrix[number, column] = factor
-        return LinearConstraint(matrix.tocsr(), lb=np.asarray(least))
+        return LinearConstraint(matrix.tocsr(), lb=np.asarray([least for _, least in rows]))
 
     def decode(self, solution: Array) -> tuple[int, ...]:
         return tuple(int(np.argmax(solution[self.columns(choice)])) for choice in range(len(self.options)))

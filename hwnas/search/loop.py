@@ -161,7 +161,7 @@ def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) ->
 
 
 def _result(state: SearchState, recipe: Recipe, images: tuple[ImageDataset, ImageDataset | None]) -> SearchResult:
-    probabilities, within = _probabilities(state, recipe, progress=1.0)
+    probabilities, within = (_probabilities(state, recipe, progress=1.0, within=only) for only in (False, True))
     return SearchResult(state.supernet, probabilities, *images, state.candidates, tuple(state.history), within)
 
 
@@ -295,15 +295,14 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 @torch.no_grad()
-def _probabilities(
-    state: SearchState, recipe: Recipe, *, progress: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Those of the moment, or those of the epoch that a stopper chose; and the same without weights of edges."""
+def _probabilities(state: SearchState, recipe: Recipe, *, progress: float, within: bool = False) -> dict[str, Tensor]:
+    """Those of the moment, or those of the epoch that a stopper chose; ``within``: without weights of edges."""
     last = stopped(state, recipe)
     if last is not None:
-        return dict(state.history[last - 1].probabilities), dict(state.history[last - 1].within)
+        epoch = state.history[last - 1]
+        return dict(epoch.within if within else epoch.probabilities)
     narrowed = Narrowed.to(state.supernet.space, recipe.relaxation, state.candidates)
-    return narrowed.probabilities(state.logits, progress=progress), narrowed.within(state.logits, progress=progress)
+    return (narrowed.within if within else narrowed.probabilities)(state.logits, progress=progress)
 
 
 def _logged(
@@ -321,7 +320,7 @@ def _logged(
     log.sample(figures)
     if state.step % max(1, total // NUM_LOGGED) and state.step != total - 1:
         return figures
-    probabilities, _ = _probabilities(state, recipe, progress=state.step / total)
+    probabilities = _probabilities(state, recipe, progress=state.step / total)
     expected_ms = float(budget.model.expected_ms(among_networks(budget.model.space, probabilities)))
     figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:

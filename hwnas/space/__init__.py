@@ -1,6 +1,6 @@
 """Search spaces as plain data; standard library only."""
 
-from hwnas.space.alive import tidied, without_dead
+from hwnas.space.alive import tidied, whole, without_dead
 from hwnas.space.architecture import Architecture
 from hwnas.space.cost import macs, parameters
 from hwnas.space.library import SPACES, create_space
@@ -25,5 +25,6 @@ __all__ = [
     "macs",
     "parameters",
     "tidied",
+    "whole",
     "without_dead",
 ]

@@ -26,14 +26,24 @@ def tidied(columns: Sequence[Any], space: SearchSpace) -> tuple[list[Any], Any]:
     Returns:
         Columns of the same kind; and whether the image reaches the output.
     """
+    if not space.free:
+        return list(columns), True
     chosen = dict(zip(space.choice_names, columns, strict=True))
     alive = _alive([_runs(space, position, chosen) for position in range(len(space.layers))], space)
-    lives, found = _lives(alive, space), list(columns)
-    for position, choice in enumerate(space.choices):
-        if choice.name in lives:
-            here = lives[choice.name]
-            found[position] = found[position] * here + choice.options.index(NONE) * (1 - here)
-    return found, alive[-1]
+    lives = _lives(alive, space)
+    for name, none in space.free.items():
+        chosen[name] = chosen[name] * lives[name] + none * (1 - lives[name])
+    return list(chosen.values()), alive[-1]
+
+
+def whole(row: Sequence[int], space: SearchSpace) -> bool:
+    """Whether the image reaches the output of a network, and no operator of it changes nothing.
+
+    Args:
+        row: Option index of every choice in order.
+        space: Its wiring is followed.
+    """
+    return tidied(row, space) == ([*row], True)
 
 
 def without_dead(left: Mapping[str, tuple[int, ...]], space: SearchSpace) -> dict[str, tuple[int, ...]] | None:
@@ -55,8 +65,9 @@ def without_dead(left: Mapping[str, tuple[int, ...]], space: SearchSpace) -> dic
         for layer in space.layers
     ]
     alive = _alive(runs, space)
-    lost = [name for name, here in _lives(alive, space).items() if name in left and not here]
-    return {**left, **{name: (space.choice(name).options.index(NONE),) for name in lost}} if alive[-1] else None
+    lives = _lives(alive, space)
+    lost = {name: (none,) for name, none in space.free.items() if name in left and not lives[name]}
+    return {**left, **lost} if alive[-1] else None
 
 
 def _runs(space: SearchSpace, position: int, chosen: Mapping[str, Any]) -> Any:
@@ -84,9 +95,8 @@ def _alive(runs: Sequence[Any], space: SearchSpace) -> list[Any]:
 
 
 def _lives(alive: Sequence[Any], space: SearchSpace) -> dict[str, Any]:
-    """Of every choice that may be ``none``, whatever others are, whether an operator of it is alive."""
-    fixed = {name for node in space.nodes for name in node.choices}
-    found = {choice.name: False for choice in space.choices if NONE in choice.options and choice.name not in fixed}
+    """Of every free choice, whether an operator of it is alive."""
+    found = dict.fromkeys(space.free, False)
     for here, layer in zip(alive, space.layers, strict=True):
         for name in found.keys() & layer.choices:
             found[name] = found[name] | here

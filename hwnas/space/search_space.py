@@ -203,6 +203,12 @@ class SearchSpace:
         """Name of every choice that networks may do without, but a search does not weigh -> number of ``none``."""
         return {choice.name: choice.options.index(NONE) for choice in self.choices if NONE in choice.unsearched}
 
+    @cached_property
+    def free(self) -> dict[str, int]:
+        """Name of every choice that may be ``none`` whatever others are -> number of that option."""
+        fixed = {name for node in self.nodes for name in node.choices}
+        return {c.name: c.options.index(NONE) for c in self.choices if NONE in c.options and c.name not in fixed}
+
     @property
     def edges(self) -> dict[str, dict[str, int]]:
         """Node name -> choice name of every edge into it -> number of its option ``none``."""

@@ -12,7 +12,7 @@ from hwnas.latency.budget import Budget, solve
 from hwnas.search.derivations.band import check_floor, floor_ms
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
-from hwnas.space import Architecture, tidied
+from hwnas.space import Architecture, whole
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Argmax(Derivation):
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
         top = tuple(int(np.argmax(score)) for score in scores)
-        right = space.permits(top) and tidied(top, space) == ([*top], True)
+        right = space.permits(top) and whole(top, space)
         first = [top] if right and budget.allows(model.exact_ms(space.architecture(top))) else []
         yield from Unseen(space).among(itertools.chain(first, solve(model, scores, max_ms=budget.max_ms)))
 

@@ -18,7 +18,7 @@ from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.search.surviving import surviving
 from hwnas.space import NONE, Architecture, Joined, SearchSpace, tidied
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("hwnas")
 
 
 @dataclass(frozen=True)
