@@ -136,7 +136,8 @@ class OnnxRuntimeProfiler:
         if found is None:
             raise UsageError(
                 f"profiler 'onnxruntime' has no device '{device}'; the installed package has {', '.join(installed)}. "
-                "Other execution providers come in packages of their own, such as onnxruntime-gpu."
+                "Other execution providers come in packages of their own, such as onnxruntime-gpu; a phone or a board "
+                "is adb:SERIAL or ssh://[user@]host[:port] ('hwnas devices' lists them)."
             )
         return str(found)
 
@@ -170,7 +171,7 @@ class OnnxRuntimeProfiler:
 
 
 def create_onnxruntime(
-    *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1, cores: str = ""
+    *, device: str = "cpu", precision: str = "fp32", batch: int = 1, threads: int = 1, cores: str = "", mode: str = ""
 ) -> OnnxRuntimeProfiler | RemoteProfiler:
     """ONNX Runtime here, or on a phone or a board.
 
@@ -178,19 +179,25 @@ def create_onnxruntime(
         device: ``cpu`` or an execution provider (``OnnxRuntimeProfiler``); ``adb:SERIAL``, ``ssh://[user@]host[:port]``
             or ``local`` (``remote.profiler.RemoteProfiler``).
         precision, batch, threads: Of both.
-        cores: Of a device elsewhere.
+        cores, mode: Of a device elsewhere.
 
     Raises:
-        UsageError: Cores of a device that is not elsewhere.
+        UsageError: Cores or mode of a device that is not elsewhere.
     """
-    if device == "local" or device.startswith(("adb:", "ssh:")):
+    if device == "local" or device.lower().startswith(("adb:", "ssh:")):
         from .remote.profiler import RemoteProfiler
 
-        return RemoteProfiler(device=device, precision=precision, batch=batch, threads=threads, cores=cores)
+        return RemoteProfiler(
+            device=device, precision=precision, batch=batch, threads=threads, cores=cores, mode=mode or "hot"
+        )
     if cores:
         raise UsageError(
             f"cores '{cores}' are chosen on a device elsewhere only, such as adb:SERIAL, ssh://HOST or local; "
             f"device '{device}' takes the last ones that this process may use. Leave --cores out."
+        )
+    if mode:
+        raise UsageError(
+            f"mode '{mode}' is of a device elsewhere only, such as adb:SERIAL, ssh://HOST or local. Leave --mode out."
         )
     return OnnxRuntimeProfiler(device=device, precision=precision, batch=batch, threads=threads)
 

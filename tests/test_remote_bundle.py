@@ -142,8 +142,8 @@ def test_libraries_out_of_a_folder(tmp_path: Path) -> None:
         packages.library_files(GLIBC, sysroot=tmp_path)
 
 
-def test_wheels(tmp_path: Path) -> None:
-    wheel = tmp_path / "onnxruntime-1.31.1-cp311.whl"
+def test_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "any name.whl"
     for names, part in [(["onnxruntime/capi/other.so"], "has no onnxruntime/capi/libonnxruntime.so"), ([], "has no")]:
         with zipfile.ZipFile(wheel, "w") as archive:
             for name in names:
@@ -151,8 +151,11 @@ def test_wheels(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=part):
             packages.wheel_library(wheel)
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("onnxruntime/capi/libonnxruntime.so.1.31.1", b"library")
+        archive.writestr("onnxruntime/capi/libonnxruntime.so.1.0.9", b"library")
         archive.writestr("onnxruntime/capi/libonnxruntime_providers_shared.so", b"x")
+    with pytest.raises(UsageError, match=r"holds ONNX Runtime 1\.0\.9; here is .* install onnxruntime==1\.0\.9"):
+        packages.wheel_library(wheel)
+    monkeypatch.setattr(packages, "runtime_version", lambda: "1.0.9")
     assert packages.wheel_library(wheel) == b"library"
     wheel.write_bytes(b"no archive")
     with pytest.raises(UsageError, match="cannot be read as a wheel"):

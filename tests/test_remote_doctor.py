@@ -9,9 +9,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from hwnas.profilers.remote import doctor
+from hwnas.profilers.remote.records import Tally
+
+from hwnas.errors import MeasurementError
 
 HERE = Path(__file__).parent
 needed = runpy.run_path(str(HERE / "runner_device.py"))["needed"]
@@ -25,6 +31,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HWNAS_CACHE", cache)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HWNAS_DEVICE_FOLDER", str(tmp_path / "device"))
+    monkeypatch.setattr(doctor, "LOAD_S", 0.1)
+    monkeypatch.setattr(doctor, "LOAD_MS", 5.0)
     return tmp_path
 
 
@@ -60,10 +68,10 @@ def verdicts(report: str) -> dict[str, str]:
 def test_a_sound_phone_passes(hwnas: Run, phone: str, home: Path) -> None:
     report = hwnas("device", "doctor", phone).done()
     found = verdicts(report)
-    assert found.pop("all") in ("ok", "no")
+    assert {found.pop("all"), found.pop("steady")} <= {"ok", "no"}
     assert found.pop("fp16") == ("no" if platform.machine() == "x86_64" else "ok")
     assert set(found.values()) == {"ok"}
-    assert {"answers", "bundle", "core", "fp32", "int8", "timing", "telemetry", "hang-up", "state"} <= set(found)
+    assert {"answers", "bundle", "core", "fp32", "int8", "transfer", "timing", "telemetry", "hang-up"} <= set(found)
     assert "int8         outputs differ from this machine's by 0.0e+00" in report
     assert [str(p) for p in (home / "device").rglob("*") if p.parent.name in ("models", "jobs")] == []
     assert "ready" in next(line for line in hwnas("devices").done().splitlines() if phone in line)
@@ -93,6 +101,24 @@ def test_wrong_numbers_are_found(hwnas: Run, home: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HWNAS_LAUNCHER", str(spoiler))
     found = verdicts(hwnas("device", "doctor", "local").out)
     assert (found["fp32"], found["int8"], found["bundle"]) == ("FAILED", "FAILED", "ok")
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(1.0, "ok"), (1.3, "no")])
+def test_what_load_makes_slower_is_found(last: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    examination = doctor.Doctor("local", lines.append)
+    monkeypatch.setattr(examination, "_rounds", lambda *_: np.array([1.0] * 12 + [last] * 4))
+    device = SimpleNamespace(tally=Tally())
+    examination.checked("steady", lambda: examination.steady(device), essential=False)  # type: ignore[arg-type]
+    assert verdicts("\n".join(lines)) == {"steady": verdict}
+    assert f"{last - 1:+.1%} slower" in lines[0]
+    assert examination.num_failed == 0
+
+
+def test_a_file_that_comes_back_changed_is_found() -> None:
+    device = SimpleNamespace(put=lambda files: None, pull=lambda name: b"other")
+    with pytest.raises(MeasurementError, match="another content"):
+        doctor.Doctor("local", print).transfer(device)  # type: ignore[arg-type]
 
 
 def test_what_is_not_there(hwnas: Run, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

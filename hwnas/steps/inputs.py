@@ -69,7 +69,7 @@ def profiler_of(table: LatencyTable) -> Profiler:
     except (UsageError, MeasurementError) as error:  # a phone may be elsewhere
         raise EnvironmentMismatchError(
             f"latency table {table.name} ({environment}) cannot be measured here: {error} "
-            "Pass --other-device to search for that device all the same."
+            "Make the device reachable; or search with --other-device, which predicts for it and measures nothing."
         ) from error
     table.require_environment(profiler.environment())
     return profiler

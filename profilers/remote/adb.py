@@ -93,11 +93,15 @@ class Adb(ShellTransport):
             self._features = set(asked.out.decode().split())
         return self._features
 
+    _refusal = ""
+
     def _connected(self) -> dict[str, str]:
         """Connects to a device on the network, anew if it is offline; what adb lists then."""
+        self._refusal = "no answer"
         for verb in ("disconnect", "connect"):
             with suppress(DeadlineError):
-                finish([adb_program(), verb, self.serial], timeout_s=CONNECT_S)
+                ended = finish([adb_program(), verb, self.serial], timeout_s=CONNECT_S)
+                self._refusal = f"{ended.out.decode(errors='replace')}{ended.err}".strip()[-300:]
         return adb_states()
 
     def _unusable(self, states: dict[str, str]) -> TransportError:
@@ -109,6 +113,11 @@ class Adb(ShellTransport):
         for word, kind in KINDS.items():
             if state.startswith(word):
                 return kind(f"{self.name} {SAID[word]}.")
+        if self._refusal:
+            return UnreachableError(
+                f"{message}; 'adb connect {self.serial}' says: {self._refusal}. See that the phone is in this network, "
+                "with wireless debugging on at this port."
+            )
         return UnreachableError(f"{message}; plug it in, switch on USB debugging, and see 'adb devices'.")
 
     def _words(self, words: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def create_bundle(
 
     Raises:
         UsageError: No such machine, or a file given is not what it should be.
-        MissingPackageError: The compiler is not installed.
+        MissingPackageError: The compiler or onnxruntime is not installed.
         MeasurementError: Something cannot be fetched or compiled; names the command.
         OutputError: The cache folder cannot be written to.
     """
@@ -128,8 +128,7 @@ def create_bundle(
         packed = [path.read_bytes() for path in debs] or ([] if sysroot else fetch_glibc())
         files |= library_files(GLIBC, sysroot=sysroot, debs=packed)
     check_files(files, machine)
-    version = runtime_version() if wheel is None else wheel.name.split("-")[1]
-    return _store(folder, machine, version, files)
+    return _store(folder, machine, runtime_version(), files)
 
 
 def given_parts() -> dict[str, Any]:
@@ -216,8 +215,7 @@ def _key(machine: str, wheel: Path | None, sysroot: Path | None, debs: Sequence[
     sources = [_source(name).read_bytes() for name in (*SOURCES, *HEADERS)]
     parts = [machine.encode(), repr((FLAGS, GLIBC_VERSION, GLIBC)).encode(), *sources]
     try:
-        parts.append(wheel.read_bytes() if wheel is not None else runtime_version().encode())
-        parts += [path.read_bytes() for path in debs]
+        parts += [runtime_version().encode(), *(path.read_bytes() for path in (*debs, *([wheel] if wheel else ())))]
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}. Give the path of a file.") from error
     if sysroot is not None:

@@ -23,7 +23,7 @@ from .bundle import Bundle, create_bundle, given_parts
 from .elf import MACHINES
 from .errors import TransportError
 from .jobs import Job
-from .records import Failure, Hello, Record, ended_well, read_lines
+from .records import Failure, Hello, Record, Tally, ended_well, read_lines
 from .targets import Target, create_target
 from .topology import clusters_of, format_cores, select_cores
 
@@ -45,10 +45,10 @@ DEADLINE_S = 12 * 3600
 """When a runner ends that nobody has ended."""
 
 CLEAN = """cd "$1" || exit 1
-while read -r name; do rm -rf "$name"; done
-find models jobs -mindepth 1 -maxdepth 1 -mmin +1440 -exec rm -rf {} + 2>/dev/null
+rm -rf "$2"
+find jobs -mindepth 1 -maxdepth 1 -mmin +1440 -exec rm -rf {} + 2>/dev/null
 true"""
-"""Removes what it is told, and what a killed program left behind a day ago."""
+"""Removes a folder, and what a killed program left behind a day ago."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,17 @@ class Connection:
         Raises:
             UsageError: There are too few, or they cannot be told.
         """
-        there = select_cores(wanted, self.about.clusters) if self.about.clusters else ()
+        if not self.about.clusters:
+            raise UsageError(
+                f"the cores of {self.name} cannot be told: its kernel does not say, in /sys/devices/system/cpu, which "
+                f"are online. 'hwnas device doctor {self.target.transport.name}' says more."
+            )
+        there = select_cores(wanted, self.about.clusters)
         if not 1 <= threads <= len(there):
             raise UsageError(
-                f"{threads} threads on cores '{wanted}' of {self.name} are not possible: they are "
-                f"{format_cores(there) or 'unknown'}. Name other cores, such as --cores big or --cores 0-3."
+                f"{threads} threads on cores '{wanted}' of {self.name} are not possible: each has a core of its own, "
+                f"and these are {len(there)} ({format_cores(there)}). Take 1 to {len(there)} threads, or other cores "
+                f"of {'; '.join(map(str, self.about.clusters))}."
             )
         cores = there[-threads:]
         if len(clusters_of(cores, self.about.clusters)) > 1:
@@ -113,29 +119,29 @@ class Device:
     Args:
         connection: The device.
         cores: One for each thread.
+        evict_bytes: Memory written to before every timed run.
 
     Attributes:
         hello: The processor as the runner found it, after the first job.
-        num_blocks, num_slow: Timed blocks, and those in which the clock had fallen.
+        tally: What the jobs were like so far.
     """
 
-    def __init__(self, connection: Connection, cores: Sequence[int]) -> None:
-        self.connection, self.cores = connection, tuple(cores)
+    def __init__(self, connection: Connection, cores: Sequence[int], *, evict_bytes: int = 0) -> None:
+        self.connection, self.cores, self._evict_bytes = connection, tuple(cores), evict_bytes
         self.transport = connection.target.transport
         self.hello: Hello | None = None
-        self.num_blocks = self.num_slow = 0
+        self.tally = Tally()
         self._jobs = f"{connection.folder}/jobs/{secrets.token_hex(8)}"
         self._kept = Path(tempfile.mkdtemp(prefix="hwnas-models-"))
         weakref.finalize(self, shutil.rmtree, self._kept, ignore_errors=True)
         self._used: Counter[str] = Counter()
         self._sent: set[str] = set()
-        self._known: set[str] = set()
 
     def job(self, **settings: Any) -> Job:
         """A job on these cores; see ``Job`` for its settings."""
         library = f"../../{self.connection.bundle.digest[:16]}"
         common = {"cores": self.cores, "threads": max(1, len(self.cores)), "lock": "../../lock"}
-        limits = {"deadline_s": DEADLINE_S, "step_s": STEP_S}
+        limits = {"deadline_s": DEADLINE_S, "step_s": STEP_S, "evict_bytes": self._evict_bytes}
         return Job(**{"library": self.connection.bundle.library(library), **common, **limits, **settings})
 
     def keep(self, model: bytes) -> str:
@@ -145,7 +151,6 @@ class Device:
         if not path.exists():
             path.write_bytes(model)
         self._used[name] += 1
-        self._known.add(name)
         return name
 
     def size(self, name: str) -> int:
@@ -163,25 +168,22 @@ class Device:
 
     def clean(self) -> None:
         """Leaves nothing of ours but the bundle on the device, if it can be reached."""
-        listed = "".join(f"models/{name}\n" for name in self._known) + f"{self._jobs}\n"
         with contextlib.suppress(TransportError):
-            words = ["sh", "-c", CLEAN, "sh", self.connection.folder]
-            self.transport.run(words, timeout_s=60, stdin=listed.encode())
+            self.transport.run(["sh", "-c", CLEAN, "sh", self.connection.folder, self._jobs], timeout_s=60)
         self._sent.clear()
-        self._known.clear()
 
     def send(self, names: Sequence[str]) -> None:
         """Puts kept models on the device, all at once."""
         going = {name: self._kept / name for name in names if name not in self._sent}
         if going:
-            self.transport.push(going, f"{self.connection.folder}/models")
+            self.transport.push(going, f"{self._jobs}/models")
             self._sent |= set(going)
 
     def records(self, job: Job, files: Mapping[str, Path | bytes] | None = None) -> Generator[Record]:
         """Runs a job; what the runner says, as it says it.
 
         Args:
-            job: Its models are ``../../models/NAME`` of those sent.
+            job: Its models are ``models/NAME`` of those sent.
             files: More files for the folder of the job.
 
         Raises:
@@ -189,7 +191,7 @@ class Device:
             DeviceLostError: The device went away.
             TransportError: Another way in which it refuses.
         """
-        self.transport.push({**(files or {}), "job": job.text().encode()}, self._jobs)
+        self.put({**(files or {}), "job": job.text().encode()})
         folder = f"{self.connection.folder}/{self.connection.bundle.digest[:16]}"
         words = self.connection.target.command(self.connection.bundle.command(folder, f"{self._jobs}/job"))
         failure, lost = None, None
@@ -199,6 +201,7 @@ class Device:
                     if isinstance(record, Hello):
                         self.hello = record
                     failure = record if isinstance(record, Failure) and record.fatal else None
+                    self.tally.add(record)
                     yield record
             except TransportError:
                 raise
@@ -208,8 +211,12 @@ class Device:
             if lost is not None:
                 raise lost
 
+    def put(self, files: Mapping[str, Path | bytes]) -> None:
+        """Writes files into the folder of the jobs."""
+        self.transport.push(files, self._jobs)
+
     def pull(self, name: str) -> bytes:
-        """A file that a job wrote."""
+        """A file of the folder of the jobs."""
         return self.transport.pull(f"{self._jobs}/{name}")
 
     def reconnected(self, timeout_s: float) -> None:

@@ -29,6 +29,13 @@ TOLERANCE = 1e-5
 """For fp32, against this machine: another order of summation rounds differently; int8 is exact."""
 
 TIMED_ROUNDS, TIMED_MS = 20, 20.0
+LOAD_S, LOAD_MS = 20.0, 250.0
+"""Length of the check under load, and of one round of it."""
+
+STEADY = 0.1
+"""How much slower the last quarter of the load may be than the first, and most rounds than the quickest."""
+
+SENT_BYTES = 2**22
 
 TELEMETRY = """for d in "$HOME/.cache/Microsoft" "$1"; do
   find "$d" -name 'onnxruntime.db*' -exec stat -c '%n %Y %s' {} + 2>/dev/null
@@ -79,7 +86,9 @@ class Doctor:
             essential = precision != "fp16"
             check = lambda p=precision, t=tolerance: self.numbers(device, p, t)  # noqa: E731
             self.checked(precision, check, essential=essential)
+        self.checked("transfer", lambda: self.transfer(device))
         self.checked("timing", lambda: self.timing(device))
+        self.checked("steady", lambda: self.steady(device), essential=False)
         self.checked("telemetry", self.telemetry)
         self.checked("hang-up", self.hang_up, essential=False)
         self.checked("state", self.state, essential=False)
@@ -141,14 +150,40 @@ class Doctor:
         return f"outputs differ from this machine's by {worst:.1e} of the largest"
 
     def timing(self, device: Device) -> str:
-        """How steady latencies are."""
-        with closing(self._session(device, "fp32")) as session:
-            visits = list(session.time_with({}, num_rounds=TIMED_ROUNDS, budget_ms=TIMED_MS))
-        lows = np.array([np.quantile(found, 0.1) for _, _, found in visits if isinstance(found, list)])
-        return (
-            f"a small network takes {np.median(lows):.4g} ms, rounds spread by {lows.max() / lows.min() - 1:.1%}, "
-            f"the clock fell in {device.num_slow} of {device.num_blocks} blocks"
+        """What a latency looks like."""
+        lows = self._rounds(device, TIMED_ROUNDS, TIMED_MS)
+        return f"a small network takes {np.median(lows):.4g} ms, the quickest of {len(lows)} rounds {lows.min():.4g} ms"
+
+    def steady(self, device: Device) -> str:
+        """Whether latencies stay what they are under load: other programs, and heat, show here."""
+        lows = self._rounds(device, max(8, round(1e3 * LOAD_S / LOAD_MS)), LOAD_MS)
+        quarter = len(lows) // 4
+        slower = float(np.median(lows[-quarter:]) / np.median(lows[:quarter])) - 1
+        spread = float(np.quantile(lows, 0.9) / lows.min()) - 1
+        tally = device.tally.details()
+        found = (
+            f"under load the end is {slower:+.1%} slower than the start, nine tenths of the rounds lie within "
+            f"{spread:.1%}; slow blocks {tally['slow_blocks']}; lowest clock {tally['lowest_clock']}"
         )
+        if max(slower, spread) > STEADY:
+            raise MeasurementError(f"{found}. Let it cool, close other programs, or take --cores big.")
+        return found
+
+    def transfer(self, device: Device) -> str:
+        """Whether files arrive and come back as they were, and how fast."""
+        content, begun = os.urandom(SENT_BYTES), time.monotonic()
+        device.put({"sent": content})
+        sent = time.monotonic()
+        if device.pull("sent") != content:
+            raise MeasurementError("a file came back with another content; try another cable or network")
+        rates = [SENT_BYTES / 2**20 / each for each in (sent - begun, time.monotonic() - sent)]
+        return f"{rates[0]:.0f} MiB/s there, {rates[1]:.0f} MiB/s back"
+
+    def _rounds(self, device: Device, count: int, budget_ms: float) -> np.ndarray:
+        """The tenth of the run times of a small network, in milliseconds, of every round."""
+        with closing(self._session(device, "fp32")) as session:
+            visits = list(session.time_with({}, num_rounds=count, budget_ms=budget_ms))
+        return np.array([np.quantile(found, 0.1) for _, _, found in visits if isinstance(found, list)])
 
     def telemetry(self) -> str:
         """Whether ONNX Runtime wrote anything of its own since the first check."""

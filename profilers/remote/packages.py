@@ -23,6 +23,9 @@ GLIBC_PACKAGES = ("libc6-arm64-cross", "libstdc++6-arm64-cross", "libgcc-s1-arm6
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_34", "manylinux2014")
 """Tags under which ONNX Runtime's wheels are published."""
 
+LIBRARY_PATH = "onnxruntime/capi/libonnxruntime.so"
+"""In a wheel; the version follows."""
+
 FETCH_S = 300.0
 
 
@@ -50,19 +53,25 @@ def installed_library(version: str) -> bytes | None:
 
 
 def wheel_library(wheel: Path) -> bytes:
-    """ONNX Runtime's library out of a wheel.
+    """ONNX Runtime's library out of a wheel of the version installed here.
 
     Raises:
-        UsageError: The file is no wheel, or has no such library.
+        UsageError: The file is no wheel, or has no such library, or that of another version.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            names = fnmatch.filter(archive.namelist(), "onnxruntime/capi/libonnxruntime.so.[0-9]*")
+            names = fnmatch.filter(archive.namelist(), f"{LIBRARY_PATH}.[0-9]*")
+            found, here = (names[0].removeprefix(f"{LIBRARY_PATH}.") if names else ""), runtime_version()
+            if len(names) == 1 and found != here:
+                raise UsageError(
+                    f"{wheel} holds ONNX Runtime {found}; here is {here}, and the device must run the same. Give the "
+                    f"wheel of {here}, or install onnxruntime=={found} here."
+                )
             if len(names) == 1:
                 return archive.read(names[0])
     except (OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"{wheel} cannot be read as a wheel ({error}). Download it again.") from error
-    raise UsageError(f"{wheel} has no onnxruntime/capi/libonnxruntime.so; use an onnxruntime wheel of 1.23 or later.")
+    raise UsageError(f"{wheel} has no {LIBRARY_PATH}; use an onnxruntime wheel of 1.23 or later.")
 
 
 def fetch_wheel(version: str, machine: str) -> bytes:

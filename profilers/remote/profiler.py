@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from hwnas.space import Shape
 
+MODES = {"hot": 0, "cold": 16 * 2**20}
+"""How a network finds the caches -> memory written to before every run: about the largest cache of a phone."""
+
 MAX_NODE_MS = 2000.0
 """A block of a network that is timed node by node holds at least one run, however slow the device."""
 
@@ -36,6 +39,7 @@ class RemoteProfiler:
         batch: Images per run.
         threads: Threads inside one operator, each pinned to a core of its own.
         cores: Which: ``prime``, ``big``, ``little``, or numbers such as ``4-7``; empty for ``prime``.
+        mode: ``hot``, or ``cold``: before every run other data take the caches, as in an app that does more.
 
     Raises:
         UsageError: A value this device cannot measure.
@@ -46,16 +50,26 @@ class RemoteProfiler:
     consumes: Literal["onnx"] = "onnx"
 
     def __init__(
-        self, *, device: str, precision: str = "fp32", batch: int = 1, threads: int = 1, cores: str = ""
+        self,
+        *,
+        device: str,
+        precision: str = "fp32",
+        batch: int = 1,
+        threads: int = 1,
+        cores: str = "",
+        mode: str = "hot",
     ) -> None:
-        if precision not in PRECISIONS or batch < 1:
+        if precision not in PRECISIONS or batch < 1 or mode not in MODES:
             raise UsageError(
-                f"precision is {', '.join(PRECISIONS)} and batch at least 1; got '{precision}' and {batch}."
+                f"precision is {', '.join(PRECISIONS)}, batch at least 1, and mode {' or '.join(MODES)}; got "
+                f"'{precision}', {batch} and '{mode}'."
             )
-        self._precision, self._batch = precision, batch
+        self._precision, self._batch, self._mode = precision, batch, mode
         self._arguments = {"device": device} | ({"cores": cores} if cores else {})
+        self._arguments |= {"mode": mode} if mode != "hot" else {}
         self._connection = Connection.open(device)
-        self._device = Device(self._connection, self._connection.choose(cores or "prime", threads))
+        chosen = self._connection.choose(cores or "prime", threads)
+        self._device = Device(self._connection, chosen, evict_bytes=MODES[mode])
         for _ in self._device.records(self._device.job(batches=(), rounds=0)):
             pass
         self._device.clean()
@@ -83,16 +97,15 @@ class RemoteProfiler:
             "clusters": "; ".join(map(str, about.clusters)),
             "launcher": " ".join(self._connection.target.launcher) or "none",
             "transfers": "none (inputs and outputs are bound to memory)",
-            "slow_blocks": f"{device.num_slow} of {device.num_blocks} with a fallen clock, and repeated",
-        }
+        } | device.tally.details()
         return Environment(
             device=self._connection.name,
             runtime="onnxruntime",
-            runtime_version=bundle.runtime_version,
+            runtime_version=self._hello.ort,
             precision=self._precision,
             batch=self._batch,
             threads=len(device.cores),
-            mode=f"linux build, cores {format_cores(device.cores)}",
+            mode=f"linux build, cores {format_cores(device.cores)}" + (", cold" if self._mode == "cold" else ""),
             arguments=self._arguments,
             details=details | state,
         )

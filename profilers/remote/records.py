@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,19 +15,26 @@ from hwnas.errors import DeviceLostError, MeasurementError
 from .errors import RunnerError
 from .jobs import PROTO
 
+REMOVE = "remove hwnas's folder on the device and run the same command again"
 EXIT_CODES = MappingProxyType(
     {
-        2: "the job file was refused",
-        3: "ONNX Runtime did not load",
-        4: "the cores were refused",
-        5: "it took too long",
-        6: "its output could not be written",
-        7: "it crashed",
-        8: "memory ran out",
-        9: "the device is busy",
+        2: ("the job file was refused", f"it is of another version: {REMOVE}"),
+        3: ("ONNX Runtime did not load", f"{REMOVE}; 'hwnas device doctor' says more"),
+        4: ("the cores were refused", "take others with --cores, or wake the device: sleeping cores may be off"),
+        5: ("it took too long", "see that nothing else runs there, and run the same command again"),
+        6: ("its output could not be written", "make room on the device"),
+        7: ("it crashed", "'hwnas device doctor' says whether simpler networks run"),
+        8: ("memory ran out", "close other programs there, or take a smaller batch or resolution"),
+        9: ("the device is busy", "wait until the other job has ended, or end it there"),
+        126: ("its program cannot be executed", "it is of another kind of machine; see HWNAS_LAUNCHER, HWNAS_WHEEL"),
+        127: ("its program is not there", "run the same command again, which sends it; see HWNAS_LAUNCHER"),
+        137: ("the system ended it", "mostly for lack of memory: close other programs there, or take a smaller batch"),
     }
 )
-"""How the runner ends where it does not end with 0; ``runner/lines.h`` is the other half."""
+"""How the runner, or the shell that starts it, ends where it does not end with 0, and what to do; ``runner/lines.h``
+is the other half."""
+
+ASK = "'hwnas device doctor' examines the device"
 
 _Record = TypeVar("_Record", bound="Record")
 
@@ -154,6 +162,40 @@ class Bye(Record):
 _RECORDS: dict[str, type[Record]] = {each.event: each for each in (Hello, Loaded, Block, Profile, Failure, Bye)}
 
 
+@dataclass
+class Tally:
+    """What jobs were like: sums over their timed blocks, the lowest clock, and the most memory."""
+
+    num_blocks: int = 0
+    num_slow: int = 0
+    num_kept: int = 0
+    num_switches: int = 0
+    num_faults: int = 0
+    least_mhz: float = math.inf
+    most_kb: int = 0
+
+    def add(self, record: Record) -> None:
+        """Takes in a line of the runner."""
+        if isinstance(record, Block):
+            self.num_blocks += 1
+            self.num_slow += record.throttled
+            self.num_switches += record.nivcsw
+            self.num_faults += record.faults
+            self.least_mhz = min(self.least_mhz, *record.mhz)
+        elif isinstance(record, Loaded | Bye):
+            self.most_kb = max(self.most_kb, record.hwm_kb)
+
+    def details(self) -> dict[str, str]:
+        """The same in words."""
+        clock = f"{self.least_mhz:.0f} MHz by counting" if self.num_blocks else "not measured yet"
+        return {
+            "slow_blocks": f"{self.num_slow} of {self.num_blocks} with a fallen clock, of which {self.num_kept} count",
+            "lowest_clock": clock,
+            "interruptions": f"{self.num_switches} involuntary switches, {self.num_faults} page faults while timing",
+            "most_memory": f"{self.most_kb / 1024:.0f} MiB",
+        }
+
+
 def read_lines(lines: Iterable[str | bytes]) -> Iterator[Record]:
     """What the runner says, as it says it.
 
@@ -200,11 +242,11 @@ def ended_well(code: int, failure: Failure | None, said: str = "") -> None:
     """
     if code == 0 and failure is None:
         return
-    meaning = EXIT_CODES.get(code, f"exit code {code}") if code else "it says"
+    meaning, advice = EXIT_CODES.get(code, (f"exit code {code}", ASK)) if code else ("it says", ASK)
     detail = f": {failure.msg} ({failure.where})" if failure else ""
     model = f", in model {failure.id}" if failure and failure.id >= 0 else ""
     tail = f" ({said.strip()[-300:]})" if said.strip() and failure is None else ""
-    message = f"the runner gave up on the device: {meaning}{detail}{model}{tail}."
+    message = f"the runner gave up on the device: {meaning}{detail}{model}{tail}. What to do: {advice}."
     culprit = failure.id if failure and failure.where != "deadline" else -1
     raise RunnerError(message, code=code, model=culprit)
 

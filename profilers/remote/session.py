@@ -23,13 +23,17 @@ MODEL_BYTES = 2**21
 
 REPEATS = 1
 COOL_S = 5
-"""A block in which the clock fell is repeated, after a rest of at most this."""
+"""A block in which the clock fell is repeated, after a rest of at most this; one that is slow again does not count, and
+its network is visited again after all others. What is slow even then counts."""
 
 RECONNECT_S = 60.0
 """How long a device may be away."""
 
 KILLED = 128 + 9
 """Exit code of a runner that the kernel ends, mostly for lack of memory."""
+
+TOO_LATE = 5
+"""Exit code of a runner at the end of its time."""
 
 Visit = tuple[str, int, list[float] | MeasurementError]
 
@@ -82,7 +86,7 @@ class RemoteSession:
         """A job of this network alone."""
         self.device.send([self._name()])
         feeds = {0: feed} if feed else {}
-        model = JobModel(0, f"../../models/{self._name()}", dump=dump, feeds=feeds, profile=profile)
+        model = JobModel(0, f"models/{self._name()}", dump=dump, feeds=feeds, profile=profile)
         settings = _timing(block_ms) if rounds else {"warmup_runs": 0, "warmup_ms": 0}
         return self.device.job(batches=((),), reference=model, images=self.batch, rounds=rounds, **settings)
 
@@ -121,6 +125,7 @@ class _Work:
     num_batches: int = field(init=False)
     first: int = 0
     advanced: bool = True
+    again: bool = False
 
     def __post_init__(self) -> None:
         self.left = {key: self.num_rounds for key in self.names if key}
@@ -135,7 +140,7 @@ class _Work:
             try:
                 self.leader.device.send(list(self.names.values()))
                 yield from self._job()
-                done = True
+                done, self.again = self.again or not self.left, True
             except RunnerError as error:
                 if error.code == KILLED and self.num_batches < len(self.left):
                     self.num_batches *= 2
@@ -143,7 +148,9 @@ class _Work:
                     yield self._failed(next(iter(self.left)), error)
                 elif error.model > 0:
                     yield self._failed(list(self.names)[error.model], error)
-                elif error.model == 0 or not (error.code == 5 and self.advanced):
+                elif error.code == TOO_LATE and error.model < 0 and self.advanced:
+                    self.advanced = False
+                else:
                     raise
             except (UnreachableError, DeadlineError, DeviceLostError) as error:
                 self._wait(error)
@@ -168,7 +175,7 @@ class _Work:
     def _job(self) -> Iterator[Visit]:
         """One start of the runner."""
         keys = list(self.names)
-        models = {key: JobModel(i, f"../../models/{self.names[key]}") for i, key in enumerate(keys)}
+        models = {key: JobModel(i, f"models/{self.names[key]}") for i, key in enumerate(keys)}
         waiting = [models[key] for key in self.left]
         batches = tuple(tuple(waiting[i :: self.num_batches]) for i in range(self.num_batches))
         rounds = max(self.left.values(), default=self.num_rounds)
@@ -182,7 +189,7 @@ class _Work:
                 if isinstance(record, Failure) and not record.fatal and record.id >= 0:
                     error = MeasurementError(f"ONNX Runtime refuses the model on the device: {record.msg}")
                     yield self._failed(keys[record.id], error)
-                if isinstance(record, Block) and self._stands(record):
+                if isinstance(record, Block) and self._stands(record, keys[record.id]):
                     key = keys[record.id]
                     if key in self.left:
                         self.left[key] -= 1
@@ -191,13 +198,14 @@ class _Work:
                     number = first + (record.batch - 1) * rounds + record.round
                     yield key, number, [ns / 1e6 for ns in record.ns]
 
-    def _stands(self, block: Block) -> bool:
-        """Counts a block; whether it will not be repeated."""
-        device = self.leader.device
+    def _stands(self, block: Block, key: str) -> bool:
+        """Whether a block counts: it was not slow, or the last try was; those of the reference tell of slow times."""
         self.advanced = True
-        device.num_blocks += 1
-        device.num_slow += block.throttled
-        return not block.throttled or block.attempt == REPEATS
+        if not block.throttled:
+            return True
+        kept = block.attempt == REPEATS and (self.again or not key)
+        self.leader.device.tally.num_kept += kept
+        return kept
 
 
 def _timing(block_ms: float) -> dict[str, int]:

@@ -52,6 +52,8 @@ class Ssh(ShellTransport):
         self.host, self.user, self.port = host, user, port
         shown = f"[{host}]" if ":" in host else host
         self.name = f"ssh://{f'{user}@' if user else ''}{shown}{f':{port}' if port else ''}"
+        port_words = ["-p", str(port)] if port else []
+        self._by_hand = shlex.join([*port_words, f"{user}@{host}" if user else host])
         self._sockets: Path | None = None
 
     def close(self) -> None:
@@ -89,13 +91,17 @@ class Ssh(ShellTransport):
         self.close()  # what is shared may be broken, too
         if "Host key verification failed" in said or "IDENTIFICATION HAS CHANGED" in said:
             return UnauthorizedError(
-                f"{self.name}: its key is not the known one ({tail}); run 'ssh {self.host}', compare and accept it."
+                f"{self.name}: its key is not the known one ({tail}); run 'ssh {self._by_hand}', compare and accept it."
             )
         if "Permission denied (" in said:
-            return UnauthorizedError(f"{self.name} accepts none of your keys ({tail}); run 'ssh-copy-id {self.host}'.")
+            return UnauthorizedError(
+                f"{self.name} accepts none of your keys ({tail}); run 'ssh-copy-id {self._by_hand}'. Passwords are "
+                "never asked for."
+            )
         if self._answered:
             return LostError(f"the connection to {self.name} broke ({tail or 'no message'}); see that it is up, go on.")
-        return UnreachableError(f"{self.name} cannot be reached ({tail or 'no message'}); try 'ssh {self.host} true'.")
+        said = tail or "no message"
+        return UnreachableError(f"{self.name} cannot be reached ({said}); try 'ssh {self._by_hand} true'.")
 
 
 def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from hwnas.errors import UsageError
 
-from .adb import SCRATCH, Adb, adb_models, adb_states
+from .adb import SAID, SCRATCH, Adb, adb_models, adb_states
 from .errors import MissingToolError, TransportError, UnauthorizedError
 from .ssh import Ssh
 from .transport import Local, Transport, checked_folder
@@ -92,7 +92,12 @@ def _transport(name: str) -> tuple[Transport, str]:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise UsageError(f"cannot read the device '{name}' ({error}); {EXPECTED}.") from error
-    if not host or parts.path.strip("/") or parts.query or parts.fragment or parts.password is not None:
+    if parts.password is not None:
+        raise UsageError(
+            f"the device 'ssh://{parts.username}:...@{host}' has a password in its name; expected a board that knows "
+            f"your key. Run 'ssh-copy-id {parts.username}@{host}' once, and leave the password out."
+        )
+    if not host or parts.path.strip("/") or parts.query or parts.fragment:
         raise UsageError(f"cannot read the device '{name}'; {EXPECTED}.")
     return Ssh(host, user=parts.username, port=port), ".cache/hwnas/device"
 
@@ -111,7 +116,8 @@ def reachable(ssh_hosts: Sequence[str] = (), *, timeout_s: float = 15) -> list[R
     try:
         models = adb_models()
         for serial, state in adb_states().items():
-            about = models.get(serial, "")
+            wrong = [f"it {said}" for word, said in SAID.items() if state.startswith(word)]
+            about = "; ".join([*filter(None, [models.get(serial)]), *wrong])
             found.append(Reachable(f"adb:{serial}", "ready" if state == "device" else state, about))
     except TransportError as error:
         found.append(Reachable("adb:", _state(error), str(error)))
