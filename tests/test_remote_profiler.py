@@ -48,7 +48,7 @@ def test_a_table_names_the_device_and_is_refused_on_others(local: Reached, tmp_p
     here = local.profiler(cores=str(last)).environment()
     assert (here.runtime, here.mode, here.threads) == ("onnxruntime", f"linux build, cores {last}", 1)
     assert here.arguments == {"device": "local", "cores": str(last)}
-    assert {"native_fp16", "system", "bundle", "clusters", "temperature", "slow_blocks"} <= set(here.details)
+    assert {"native_fp16", "system", "bundle", "clusters", "temperature_celsius", "slow_blocks"} <= set(here.details)
     assert profiler_of(LatencyTable(here, {})).environment() == here
     with pytest.raises(EnvironmentMismatchError, match="device is"):
         profiler_of(LatencyTable(replace(here, device="Some Phone (SoC)"), {}))
