@@ -164,8 +164,8 @@ def test_the_most_memory_is_that_of_each_model(device: Device) -> None:
 def test_eviction_makes_runs_cold(device: Device) -> None:
     """1 MiB of weights is read from the caches, or from memory after 64 MiB of others.
 
-    Of many runs the quickest, as other programs only make them slower. Where even that much stays in a cache, it is the
-    slowest one: half as slow again as the one next to the core (AMD EPYC, with 16 MiB in one of 32 MiB).
+    Of many runs the quickest, as other programs only make them slower. A last cache that holds all of it is still
+    slower than the one before it: by half on an AMD EPYC with 32 MiB, of which 16 were written.
     """
     weights = helper.make_tensor("w", 1, [512, 512], np.ones((512, 512), np.float32).tobytes(), raw=True)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
