@@ -32,13 +32,26 @@ echo "==> uname"; uname -m; uname -r; uname -n"""
 """For ``sh -c`` on the device."""
 
 STATE = f"""for f in {CPUS}/cpu[0-9]*/cpufreq/scaling_governor {CPUS}/cpu[0-9]*/cpufreq/scaling_cur_freq \\
-  /sys/class/thermal/thermal_zone*/temp /sys/class/power_supply/*/capacity /sys/class/power_supply/*/status \\
-  /proc/loadavg; do [ -r "$f" ] && echo "==> $f" && cat "$f" 2>/dev/null; done
+  /sys/class/thermal/thermal_zone*/type /sys/class/thermal/thermal_zone*/temp \\
+  /sys/class/power_supply/*/capacity /sys/class/power_supply/*/status /proc/loadavg
+do [ -r "$f" ] && echo "==> $f" && cat "$f" 2>/dev/null; done
 if command -v dumpsys >/dev/null; then
   echo "==> battery"; dumpsys battery; echo "==> thermal"; dumpsys thermalservice
 fi
 true"""
 """What changes from minute to minute."""
+
+NO_TEMPERATURE = re.compile(
+    r"vbat|ibat|bcl|lvl|batoilo|battery_cycle|vdroop|smpl|ocp_|pmic_1\d0c|pmic_overheat|hw-trip|^socd?$"
+)
+"""Types of phones' thermal zones that hold volts, amperes, the battery's charge, or a limit.
+
+Source:
+    Battery current limits of Qualcomm's and Google's kernels (bcl_pmic5.c, google_bcl.c).
+"""
+
+HEAT = (-40.0, 150.0)
+"""Degrees in which processors work; sensors that are off say less, zones of other kinds mostly more."""
 
 ANSWER_S = 30.0
 
@@ -93,7 +106,7 @@ def read_about(transport: Transport) -> About:
 
 
 def read_state(transport: Transport) -> dict[str, str]:
-    """Governor, clock, temperature, battery and load of this moment, as far as the device tells.
+    """Governor, clock, highest temperature, battery and load of this moment, as far as the device tells.
 
     Raises:
         TransportError: It does not answer.
@@ -103,19 +116,33 @@ def read_state(transport: Transport) -> dict[str, str]:
 
     def every(ending: str) -> str:
         found = (content.strip() for path, content in files.items() if path.endswith(ending))
-        return ",".join(dict.fromkeys(word for word in found if word)) or "not readable"
+        return ",".join(dict.fromkeys(word for word in found if word))
 
-    heat = [int(word) for word in every("/temp").split(",") if re.fullmatch(r"-?\d+", word)]
-    battery = re.findall(r"^ +((?:level|temperature|AC powered): \S+)", files.get("battery", ""), re.MULTILINE)
+    heat = _celsius(files)
+    powers = r"^ +((?:level|temperature|AC powered|USB powered): \S+)"
+    battery = re.findall(powers, files.get("battery", ""), re.MULTILINE)
     status = re.search(r"Thermal Status: (\d+)", files.get("thermal", ""))
-    return {
+    state = {
         "scaling_governor": every("/scaling_governor"),
         "scaling_cur_freq": every("/scaling_cur_freq"),
-        "temperature": str(max(heat)) if heat else "not readable",
-        "thermal_status": status[1] if status else "not readable",
-        "power": " ".join(battery) or f"{every('/capacity')} {every('/status')}",
-        "load": every("/loadavg").partition(" ")[0] if "/proc/loadavg" in files else "not readable",
+        "temperature_celsius": f"{max(heat):g}" if heat else "",
+        "thermal_status": status[1] if status else "",
+        "power": " ".join(battery) or f"{every('/capacity')} {every('/status')}".strip(),
+        "load": every("/loadavg").partition(" ")[0],
     }
+    return {name: value or "not readable" for name, value in state.items()}
+
+
+def _celsius(files: Mapping[str, str]) -> list[float]:
+    """Temperatures of all thermal zones; the kernel counts in thousandths, some drivers in whole degrees."""
+    found = []
+    for path, content in files.items():
+        zone, _, name = path.rpartition("/")
+        is_number = name == "temp" and re.fullmatch(r"-?\d+", content.strip())
+        if is_number and not NO_TEMPERATURE.search(files.get(f"{zone}/type", "").strip().lower()):
+            value = float(content)
+            found.append(value / 1000 if abs(value) > 1000 else value)
+    return [value for value in found if HEAT[0] <= value <= HEAT[1]]
 
 
 def _name(files: Mapping[str, str], host: str, clusters: tuple[Cluster, ...]) -> str:
