@@ -88,7 +88,8 @@ def test_many_inputs_in_one_file_make_many_outputs(device: Device) -> None:
 def test_blocks_last_as_long_as_asked(device: Device) -> None:
     path = device.put("a.onnx", network())
     (block,) = only(device.run(device.job(JobModel(1, path), block_ms=30, runs=1)), Block)
-    assert 15e6 < sum(block.ns) < 60e6  # reading the clock is a small part of it
+    assert sum(block.ns) > 15e6  # reading the clock is a small part of it
+    assert sum(block.ns[:-1]) < 30e6  # the last one began in time, and a machine may stand still in it
     (block,) = only(device.run(device.job(JobModel(1, path), runs=7)), Block)
     assert len(block.ns) == 7
 
