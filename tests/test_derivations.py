@@ -141,6 +141,21 @@ def test_contract(derivation: Derivation, name: str) -> None:
     check_derivation(derivation, MODELS[name])
 
 
+@pytest.mark.parametrize(("floor", "used"), [(0.0, 0.98), (0.99, 0.99)])
+def test_a_chain_has_no_edges_and_makes_use_of_the_limit(floor: float, used: float) -> None:
+    model = MODELS["tiny-mbconv"]
+    low, high = feasible_range_ms(model)
+    budget = Budget(model, (low + high) / 2)
+    cheapest = {choice.name: torch.zeros(len(choice.options)) for choice in model.space.choices}
+    for layer, row in zip((each for each in model.space.layers if each.choices), cheapest.values(), strict=True):
+        row += 0.1 / (len(row) - 1)
+        row[int(np.argmin([macs(each) for each in layer.signatures]))] = 0.9
+    finished = Finished(cheapest, never)
+    best = next(StrongestEdges(floor)(finished, budget))
+    assert used * budget.max_ms <= model.exact_ms(best) <= budget.max_ms
+    assert best == next(MostProbableWithinBudget(used)(finished, budget))
+
+
 @pytest.mark.parametrize("model", [chain_model(num_layers=3), coupled_model()], ids=["chain", "coupled"])
 @pytest.mark.parametrize("seed", range(2))
 def test_argmax_yields_the_most_probable_within_the_limit_in_order(model: LatencyModel, seed: int) -> None:

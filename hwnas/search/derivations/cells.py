@@ -13,6 +13,7 @@ from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, solve
 from hwnas.latency.calibration import Array
 from hwnas.search.derivations.band import check_floor, floor_ms
+from hwnas.search.derivations.exact import MostProbableWithinBudget
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.space import NONE, Architecture, SearchSpace
@@ -28,7 +29,8 @@ class StrongestEdges(Derivation):
     ``none`` lowers the probability of the others and is never chosen itself. First comes what this rule finds, if it
     is within the limit and above the floor; then the architectures that keep both, the largest sum of ``log p`` over
     the kept edges first, by a 0/1 programme. Without a limit that is the rule. Choices outside nodes take their most
-    probable option.
+    probable option. In a chain of blocks, which has no edges, ``MostProbableWithinBudget`` derives, with its floor
+    unless this one is higher: no published rule is lost there, and a budget left unused buys nothing.
 
     With ``max_skips`` the least probable skip that the rule keeps loses its place, and the rule is applied again,
     until there are no more than that; the programme keeps to it too.
@@ -66,6 +68,9 @@ class StrongestEdges(Derivation):
     def __call__(self, finished: Finished, budget: Budget) -> Iterator[Architecture]:
         """See ``Derivation``."""
         model, space = budget.model, budget.model.space
+        if not any(layer.is_edge for layer in space.layers):
+            yield from MostProbableWithinBudget(max(self.floor, MostProbableWithinBudget.floor))(finished, budget)
+            return
         scores = log_probabilities(finished.probabilities, space)
         rare = [] if self.max_skips is None else plain_skips(space)
         few = self.max_skips or 0
