@@ -35,6 +35,9 @@ Accumulate = Annotated[int, typer.Option(help="Parts that a batch is cut into, t
 CheckpointActivations = Annotated[
     bool, typer.Option("--checkpoint-activations", help="Compute activations twice, to save memory.")
 ]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last/--channels-first", help="How images lie in memory; the first is mostly faster.")
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
 Workers = Annotated[int, typer.Option(help="Processes that prepare batches ahead.")]
 
@@ -89,6 +92,7 @@ def compute(
     accumulate: int,
     checkpoint_activations: bool,
     compile_: bool,
+    channels_last: bool,
     workers: int,
 ) -> Compute:
     """What the options say about how networks are computed."""
@@ -100,6 +104,7 @@ def compute(
         accumulate=accumulate,
         checkpoint_activations=checkpoint_activations,
         compile=compile_,
+        channels_last=channels_last,
         num_workers=workers,
     )
 

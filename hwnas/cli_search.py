@@ -10,6 +10,7 @@ import typer
 
 from hwnas.cli_options import (
     Accumulate,
+    ChannelsLast,
     CheckpointActivations,
     CheckpointSeconds,
     Data,
@@ -66,6 +67,7 @@ def search(
     precision: Precision = "fp32",
     accumulate: Accumulate = 1,
     checkpoint_activations: CheckpointActivations = False,
+    channels_last: ChannelsLast = True,
     workers: Workers = 0,
     checkpoint_seconds: CheckpointSeconds = 60.0,
     resolution: Resolution = None,
@@ -85,7 +87,7 @@ def search(
         rounds = search_run(
             built, loaded, output, data=data, classes=classes, max_ms=max_ms, recipe=recipe,
             recipe_arguments=_parsed(settings or [], given), seed=seed,
-            compute=compute(device, precision, accumulate, checkpoint_activations, False, workers),
+            compute=compute(device, precision, accumulate, checkpoint_activations, False, channels_last, workers),
             proxy=numbers(proxy), weights_from=weights_from, resume=resume, other_device=other_device,
             checkpoint_seconds=checkpoint_seconds, progress=reporter, say=say,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import typer
 
 from hwnas.cli_options import (
     Accumulate,
+    ChannelsLast,
     CheckpointActivations,
     CheckpointSeconds,
     Compile,
@@ -60,6 +61,7 @@ def train(
     precision: Precision = "fp32",
     accumulate: Accumulate = 1,
     checkpoint_activations: CheckpointActivations = False,
+    channels_last: ChannelsLast = True,
     compile_: Compile = False,
     workers: Workers = 0,
     checkpoint_seconds: CheckpointSeconds = 60.0,
@@ -76,7 +78,7 @@ def train(
         label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, cutout=cutout,
         drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip, teacher=teacher,
     )  # fmt: skip
-    how = compute(device, precision, accumulate, checkpoint_activations, compile_, workers)
+    how = compute(device, precision, accumulate, checkpoint_activations, compile_, channels_last, workers)
     with Reporter() as reporter:
         train_run(
             folder, data=data, options=options, compute=how, checkpoint_seconds=checkpoint_seconds,
