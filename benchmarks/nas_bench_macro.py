@@ -58,7 +58,7 @@ WEIGHT_SHARE = 0.9
 WARM_UP_RATE = 0.2
 """Learning rate of the supernet, a quarter of it in later phases."""
 SEARCH_BATCH = 64
-NUM_SCORED = 10
+NUM_SCORED = 30
 OPTIONS_RUN = {
     "gdas": 1,
     "proxylessnas": 1,
