@@ -47,6 +47,17 @@ def broken():
     return 3
 """
 
+DIVERGES = """
+from dataclasses import replace
+import hwnas
+from hwnas.search.schedules import Phases
+
+def mine(*, num_epochs=1, batch_size=64, rate=0.01):
+    recipe = hwnas.create_recipe("gates", num_epochs=num_epochs, batch_size=batch_size)
+    return replace(recipe, name="mine", weight_lr=Phases(0.5, 0.01, rate))
+"""
+"""Its second half has another rate."""
+
 OF_CELLS: dict[str, tuple[str, dict[str, int]]] = {
     "darts_plus": ("robust-darts", {"subspace": 2}),
     "fair_darts": ("robust-darts", {"subspace": 2, "inputs": 0}),
@@ -240,10 +251,24 @@ def test_a_search_may_start_from_another_ones_weights(
         supernet_weights(create_space("tiny-mbconv"), searched)
 
 
+def test_what_is_said_after_a_loss_is_not_finite_works(
+    hwnas: Run, small: list[str], table: Path, tmp_path: Path
+) -> None:
+    file, run, other = tmp_path / "my.py", tmp_path / "run", tmp_path / "other"
+    file.write_text(DIVERGES)
+    command = ["search", *small, "--table", table, "--recipe", f"{file}:mine", "--epochs", 2, "--batch-size", 128]
+    ended = hwnas(*command, "--set", "rate=1e38", "--checkpoint-seconds", 0, "--output", run)
+    advice = f"into another output with a lower learning rate, from these weights with --weights-from {run}: "
+    ended.failed(1, f"the checkpoint {run}/search.pt from before it is kept", advice)
+    assert all(torch.isfinite(value).all() for value in load_checkpoint(run / "search.pt")["supernet"].values())
+    hwnas(*command, "--set", "rate=0.01", "--output", run, "--resume").failed(1, "another recipe", "another output")
+    assert "target met" in hwnas(*command, "--set", "rate=0.01", "--output", other, "--weights-from", run).done()
+
+
 def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
     _, model = toy_latency_model()
     budget, data = Budget(model, feasible_range_ms(model)[1]), load_data("digits", resolution=8)
-    with pytest.raises(DataError, match=r"leaves 60 images for the architecture.*--set weight_share=0.8"):
+    with pytest.raises(DataError, match=r"leaves 60 images .*\(0.96 of all train weights\).*--set weight_share=0.8"):
         search(budget, data, create_recipe("proxylessnas", num_epochs=1, batch_size=64), RunFolder(tmp_path))
 
 
