@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from hwnas.search.relaxations import StraightThroughGumbel, gumbel
 from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
 from hwnas.search.schemes import Reinforce, WeightsOnly
 from hwnas.search.step import SearchStep
-from hwnas.search.target import meet_target, settled
+from hwnas.search.target import DerivationRound, meet_target, settled
 from hwnas.testing.toys import AnalyticProfiler, toy_latency_model, toy_space, toy_table
 
 
@@ -205,6 +206,14 @@ def test_the_limit_moves_by_what_was_measured(budget: Budget, slowdown: float, m
     # The result is the best use of the limit among what was tried.
     used = [each.measured_ms for each in rounds if each.met and each.measured_ms is not None]
     assert rounds[-1].measured_ms == max(used)
+
+
+def test_the_slowest_network_that_keeps_the_target_is_the_result() -> None:
+    a, b, c, d = itertools.islice(toy_space(), 4)
+    measured = ((a, 13.0, False), (b, 10.0, True), (c, 11.9, True), (d, 11.0, True))
+    rounds = [DerivationRound(network, 12.0, 11.5, ms, met) for network, ms, met in measured]
+    assert [each.architecture for each in settled(rounds)] == [a, b, d, c]
+    assert settled(rounds[:1]) == rounds[:1], "none kept it"
 
 
 def test_without_a_device_the_prediction_decides(budget: Budget) -> None:
