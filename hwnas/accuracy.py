@@ -51,6 +51,8 @@ class PathAccuracy:
 
     Source:
         SPOS, arXiv 1904.00420, section 3.4: statistics of all paths together rank single paths at random.
+        Differs: 16 batches for the statistics, its released code takes 200 of 128 images; up to 10,000 images held
+        out, there 8,000.
     """
 
     supernet: Supernet

@@ -1,6 +1,7 @@
 """A few image files that cannot be read are left out; many end the run. Real files, real workers."""
 
 import itertools
+import json
 import logging
 import multiprocessing
 import shutil
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from hwnas.data import BatchStream, ImageData, ImageDataset, evaluation_batches, load_data, split_stratified
+from hwnas.deploy.report.data import collect
 from hwnas.errors import DataError
+from hwnas.run import RunFolder
 
 forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12+, torch's threads
 NUM_IMAGES = 1000  # of which one, 0.1 %, may be unreadable
@@ -130,7 +133,7 @@ def test_an_empty_batch_of_an_evaluation_is_passed_over(intact: Path, tmp_path: 
     assert [len(labels) for _, labels in batches] == [1] * (len(around) - 1)
 
 
-# --- ranks
+# --- runs
 
 TEN = 10  # classes, as many as the run has
 
@@ -144,6 +147,36 @@ def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / path).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(folder / path / f"{number:03}.ppm")
     return folder
+
+
+def test_what_was_left_out_is_said_at_the_end_and_kept(
+    ten_classes: Path,
+    hwnas: Callable[..., Any],
+    small: list[str],
+    table: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(ten_classes, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))
+    (folder / "train/3/123.ppm").unlink()
+    (folder / "train/3/123.ppm").write_text("text")
+    given = ["--data", f"imagefolder:{folder}", "--epochs", 1, "--batch-size", 250, "--device", "cpu"]
+    search = ["search", *small, "--table", table, "--recipe", "snas", "--output", run]
+    for command in (search, ["train", run]):
+        caplog.clear()
+        hwnas(*command, *given).done()
+        said = [record.getMessage() for record in caplog.records if "left out." in record.getMessage()]
+        assert said[1:] == ["1 of 1020 images was left out."], "after the warning that names it"
+    for name in ("derivation.json", "training.json"):
+        assert json.loads((run / name).read_text())["num_unreadable"] == 1
+    assert {
+        "The search left out 1 image that could not be read.",
+        "The training left out 1 image that could not be read.",
+    } <= {*collect(RunFolder.open(run))["notes"]}
+
+
+# --- ranks
 
 
 @pytest.fixture(scope="module")

@@ -353,6 +353,14 @@ def test_evolution_ends_when_the_band_is_exhausted(caplog: pytest.LogCaptureFixt
     assert f"generation 1 of 20, {len(rows)} evaluated" in caplog.messages[0]
 
 
+def test_children_make_use_of_the_limit_too() -> None:
+    model = chain_model(num_layers=6)
+    budget, settings = Budget(model, between(model, 0.5)), replace(SMALL_EVOLUTION, floor=0.95)
+    derived = [*settings(Finished(random_probabilities(model.space, peak=0.0), Additive(model.space)), budget)]
+    assert len(derived) == 24, "two generations of children"
+    assert all(0.95 * budget.max_ms <= model.exact_ms(a) <= budget.max_ms for a in derived)
+
+
 def generations(settings: Evolution) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """The best of the first generation, and all of the second, in a space where every network is legal."""
     model = chain_model(num_layers=8)

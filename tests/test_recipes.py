@@ -26,7 +26,7 @@ from hwnas.search.derivations import StrongestEdges
 from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.loop import search
 from hwnas.search.relaxations import BinaryGates, Categorical, Concrete, StraightThroughGumbel
-from hwnas.search.schedules import Phases, value_at
+from hwnas.search.schedules import Linear, Phases, value_at
 from hwnas.search.schemes import Alternating, Reinforce
 from hwnas.space import create_space
 from hwnas.steps import supernet_weights
@@ -46,6 +46,17 @@ def mine(*, num_epochs=1, batch_size=64, paths="two"):
 def broken():
     return 3
 """
+
+DIVERGES = """
+from dataclasses import replace
+import hwnas
+from hwnas.search.schedules import Phases
+
+def mine(*, num_epochs=1, batch_size=64, rate=0.01):
+    recipe = hwnas.create_recipe("gates", num_epochs=num_epochs, batch_size=batch_size)
+    return replace(recipe, name="mine", weight_lr=Phases(0.5, 0.01, rate))
+"""
+"""Its second half has another rate."""
 
 OF_CELLS: dict[str, tuple[str, dict[str, int]]] = {
     "darts_plus": ("robust-darts", {"subspace": 2}),
@@ -107,6 +118,8 @@ def test_the_published_rule_stands_however_little_of_the_limit_its_cell_uses(nam
         ("fbnet", {"published": "false"}, "takes published as bool; got 'false'"),
         ("gates", {"num_epochs": 0.3}, "takes num_epochs as int; got 0.3"),
         ("gdas", {"arch_lr": "fast"}, "takes arch_lr as float; got 'fast'"),
+        ("gdas", {"arch_lr": math.nan}, "recipe 'gdas' got arch_lr=nan; expected a finite number"),
+        ("robust_darts", {"mode": "l2", "factor": math.inf}, "got factor=inf; expected a finite number"),
         ("fbnet", {"units_per_ms": 1000}, "units_per_ms=1000 has no effect.*--set published=True"),
         ("proxylessnas", {"units_per_ms": 1000, "published": True, "mode": "reinforce"}, "has no effect"),
         ("fbnet", {"units_per_ms": -1, "published": True}, "units_per_ms is -1; expected more than 0"),
@@ -116,6 +129,39 @@ def test_the_published_rule_stands_however_little_of_the_limit_its_cell_uses(nam
 def test_unknown_arguments_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_recipe(name, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_epochs": math.nan}, "at least 0 epochs"),
+        ({"num_epochs": math.inf}, "at least 0 epochs"),
+        ({"grad_clip": -1.0}, "grad_clip of -1; expected more than 0"),
+        ({"grad_clip": math.nan}, "grad_clip of nan; expected more than 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing of 1; expected from 0 to below 1"),
+        ({"logit_std": -0.1}, "logit_std of -0.1; expected a finite number of at least 0"),
+        ({"weight_share": math.nan}, "weight_share of nan; expected more than 0"),
+        ({"weight_lr": Linear(0.1, -0.1)}, "weight_lr of -0.1; expected a finite number of at least 0"),
+        ({"arch_lr": math.inf}, "arch_lr of inf; expected a finite number of at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"recipe 'gates'.*{message}"):
+        replace(create_recipe("gates"), **changes)
+
+
+@pytest.mark.parametrize("setting", ["arch_lr=-1", "arch_lr=1e400", "arch_lr=0"])
+def test_a_rate_that_no_search_can_use_is_refused(
+    setting: str, hwnas: Run, small: list[str], table: Path, noise: str, tmp_path: Path
+) -> None:
+    command = ["search", *small, "--table", table, "--data", noise, "--batch-size", 4, "--output", tmp_path / "run"]
+    message = {
+        "arch_lr=-1": "optimizer of recipe 'gates' cannot be built: Invalid learning rate: -1",
+        "arch_lr=1e400": "got arch_lr=inf; expected a finite number",
+        "arch_lr=0": "has a learning rate of 0 for the logits, which would never move",
+    }[setting]
+    hwnas(*command, "--set", setting).failed(2, message)
+    assert not (tmp_path / "run" / "search.jsonl").exists(), "so another rate may have the same output"
 
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
@@ -205,10 +251,24 @@ def test_a_search_may_start_from_another_ones_weights(
         supernet_weights(create_space("tiny-mbconv"), searched)
 
 
+def test_what_is_said_after_a_loss_is_not_finite_works(
+    hwnas: Run, small: list[str], table: Path, tmp_path: Path
+) -> None:
+    file, run, other = tmp_path / "my.py", tmp_path / "run", tmp_path / "other"
+    file.write_text(DIVERGES)
+    command = ["search", *small, "--table", table, "--recipe", f"{file}:mine", "--epochs", 2, "--batch-size", 128]
+    ended = hwnas(*command, "--set", "rate=1e38", "--checkpoint-seconds", 0, "--output", run)
+    advice = f"into another output with a lower learning rate, from these weights with --weights-from {run}: "
+    ended.failed(1, f"the checkpoint {run}/search.pt from before it is kept", advice)
+    assert all(torch.isfinite(value).all() for value in load_checkpoint(run / "search.pt")["supernet"].values())
+    hwnas(*command, "--set", "rate=0.01", "--output", run, "--resume").failed(1, "another recipe", "another output")
+    assert "target met" in hwnas(*command, "--set", "rate=0.01", "--output", other, "--weights-from", run).done()
+
+
 def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
     _, model = toy_latency_model()
     budget, data = Budget(model, feasible_range_ms(model)[1]), load_data("digits", resolution=8)
-    with pytest.raises(DataError, match=r"leaves 60 images for the architecture.*--set weight_share=0.8"):
+    with pytest.raises(DataError, match=r"leaves 60 images .*\(0.96 of all train weights\).*--set weight_share=0.8"):
         search(budget, data, create_recipe("proxylessnas", num_epochs=1, batch_size=64), RunFolder(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -53,6 +54,9 @@ CASES: list[tuple[Regularizer, float, float]] = [
     (LogLatency(0.2, 0.6), 2.0, 1.000017),
     (LogLatency(0.2, 0.6, power_inside=True), 2.0, 1.10524),
     (LogLatency(0.2, 0.3, relative=True), 2.0, 0.406005),
+    # the power of both logarithms cancels; in microseconds both latencies are 1000 times as many
+    (LogLatency(0.2, 0.3, relative=True, power_inside=True), 2.0, 0.4 * math.log(100) / math.log(80)),
+    (LogLatency(0.2, 0.3, relative=True, units_per_ms=1000), 2.0, 0.4 * (math.log(1e5) / math.log(8e4)) ** 0.3),
     (HingeLatency(0.4), 2.0, 2.1),
     (AbsoluteLatency(0.1), -0.75, -0.725),
     (PowerLatency(0.1), -0.75, -0.733450),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from hwnas.search.relaxations import StraightThroughGumbel, gumbel
 from hwnas.search.schedules import Cosine, Exponential, Linear, value_at
 from hwnas.search.schemes import Reinforce, WeightsOnly
 from hwnas.search.step import SearchStep
-from hwnas.search.target import meet_target, settled
+from hwnas.search.target import DerivationRound, meet_target, settled
 from hwnas.testing.toys import AnalyticProfiler, toy_latency_model, toy_space, toy_table
 
 
@@ -207,6 +208,14 @@ def test_the_limit_moves_by_what_was_measured(budget: Budget, slowdown: float, m
     assert rounds[-1].measured_ms == max(used)
 
 
+def test_the_slowest_network_that_keeps_the_target_is_the_result() -> None:
+    a, b, c, d = itertools.islice(toy_space(), 4)
+    measured = ((a, 13.0, False), (b, 10.0, True), (c, 11.9, True), (d, 11.0, True))
+    rounds = [DerivationRound(network, 12.0, 11.5, ms, met) for network, ms, met in measured]
+    assert [each.architecture for each in settled(rounds)] == [a, b, d, c]
+    assert settled(rounds[:1]) == rounds[:1], "none kept it"
+
+
 def test_without_a_device_the_prediction_decides(budget: Budget) -> None:
     probabilities = {name: torch.tensor([0.2, 0.7, 0.1]) for name in budget.model.space.choice_names}
     (only,) = settled(meet_target(MostProbableWithinBudget(), untrained(probabilities), budget, None))
@@ -282,7 +291,7 @@ def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, small: Budget, 
             return {"weight_loss": math.nan if step.state.step == 3 else 1.0}
 
     recipe = short(scheme=Explode(), regularizers=(), derivation=SampleAndScore(num_samples=2))
-    with pytest.raises(NumericsError, match=r"not finite at step 3.*no checkpoint yet"):
+    with pytest.raises(NumericsError, match=r"not finite at step 3.*no checkpoint yet\. .* learning rate: of"):
         search(small, digits, recipe, folder(tmp_path / "run"))
 
 
@@ -297,7 +306,9 @@ def test_a_step_that_breaks_the_weights_is_not_kept(tmp_path: Path, small: Budge
 
     recipe = short(scheme=Diverge(), regularizers=(), derivation=SampleAndScore(num_samples=2))
     run = folder(tmp_path / "run")
-    with pytest.raises(NumericsError, match=r"not finite at step 5.*search\.pt from before it is kept"):
+    with pytest.raises(
+        NumericsError, match=r"not finite at step 5.*search\.pt from before it is kept\. .* learning rate: of"
+    ):
         search(small, digits, recipe, run, checkpoint_seconds=0)
     kept = load_checkpoint(run.file("search.pt"))
     assert kept["step"] == 4  # the state before the step that broke it

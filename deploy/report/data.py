@@ -21,7 +21,7 @@ from hwnas.space.genotype import Genotype, kept_edges
 from ..verification import TOLERANCE
 from .candidates import candidates
 from .commands import commands, missing_sections
-from .notes import latency_notes, table_notes
+from .notes import image_notes, latency_notes, table_notes
 from .reading import columns, read_derivation, read_probabilities, read_scores, read_step
 
 Document = dict[str, Any]
@@ -46,6 +46,8 @@ def collect(run: RunFolder) -> Document:
     log = read_log(run.file("search.jsonl"))
     results = _results(derivation, training, verification)
     notes += latency_notes(results["latency"], derivation["prediction"], measured, run.config) + table_notes(table)
+    left_out = training.get("num_unreadable", 0) if training else 0
+    notes += image_notes(search=derivation.get("num_unreadable", 0), training=left_out)
     document: Document = _finite(
         {
             "format": FORMAT,

@@ -64,6 +64,15 @@ def fixed_range(values: Sequence[float], places: int) -> str:
     return f"{ms(min(values), places)} to {ms(max(values), places)}"
 
 
+def image_notes(**num_unreadable: int) -> list[str]:
+    """Remarks on images that could not be read, by the step that read them."""
+    return [
+        f"The {step} left out {number} image{'' if number == 1 else 's'} that could not be read."
+        for step, number in num_unreadable.items()
+        if number
+    ]
+
+
 def table_notes(table: LatencyTable | None) -> list[str]:
     """Remarks on the table itself."""
     if table is None:

@@ -51,7 +51,8 @@ def _derivation(report: Document) -> Markup:
     low, high = (ms(value, places) for value in report["reachable_ms"])
     intro = (
         f"Networks of this space are predicted to take {low} to {high}. Each round derives the best "
-        "architecture under an internal limit and measures it; a miss tightens the limit."
+        "architecture under an internal limit and measures it; a miss tightens the limit, and what a network leaves "
+        "of the target may loosen it."
     )
     rows = [
         (

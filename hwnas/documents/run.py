@@ -135,6 +135,7 @@ class Derivation(TypedDict):
     overhead_ms: Figure
     probabilities: dict[str, list[Share]]
     accuracy: PathAccuracies
+    num_unreadable: NotRequired[Count]
 
 
 class Training(TypedDict):
@@ -147,6 +148,7 @@ class Training(TypedDict):
     std: list[Figure]
     num_train: Count
     num_val: Count
+    num_unreadable: NotRequired[Count]
     epochs: Count
     accuracy: Share
     top5: NotRequired[Share | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import math
 import runpy
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -33,7 +34,8 @@ def create_recipe(name: str, **arguments: Any) -> Recipe:
 
     Raises:
         UnknownNameError: No recipe of that name; lists them.
-        UsageError: The recipe takes no such argument; lists those it takes. Or the file holds no such function.
+        UsageError: The recipe takes no such argument; lists those it takes. Or one is infinite or NaN, or the file
+            holds no such function.
     """
     function = _function(name)
     known = inspect.signature(function).parameters
@@ -54,6 +56,9 @@ def recipe_origin(name: str) -> dict[str, str]:
 
 
 def _check_types(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    for argument, value in arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"recipe '{name}' got {argument}={value}; expected a finite number. Correct it.")
     for argument, kind in get_type_hints(function).items():
         if argument not in arguments:
             continue

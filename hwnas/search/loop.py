@@ -191,8 +191,15 @@ def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[S
                 raise NumericsError(f"a loss is not finite at step {state.step} ({figures})")
             yield total, figures
     except NumericsError as error:
-        kept = f"the checkpoint {path} from before it is kept" if path.exists() else "there is no checkpoint yet"
-        raise NumericsError(f"{error}; {kept}. Lower the learning rate, or look for broken images.") from error
+        kept, start = "there is no checkpoint yet", ""
+        if path.exists():
+            kept = f"the checkpoint {path} from before it is kept"
+        if path.exists() and path.with_name("run.json").exists():  # a stage has none
+            start = f", from these weights with --weights-from {path.parent}"
+        raise NumericsError(
+            f"{error}; {kept}. Search into another output with a lower learning rate{start}: of the logits by --set "
+            "arch_lr=..., of the weights by the weight_lr of a recipe of your own. Or look for broken images."
+        ) from error
 
 
 def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
@@ -271,8 +278,8 @@ def _arch_stream(images: ImageDataset | None, recipe: Recipe, compute: Compute, 
         return None
     if len(images) < recipe.batch_size:
         raise DataError(
-            f"recipe '{recipe.name}' leaves {len(images)} images for the architecture (all but {recipe.weight_share:g} "
-            f"of them train weights), fewer than a batch of {recipe.batch_size}. "
+            f"recipe '{recipe.name}' leaves {len(images)} images for the architecture ({recipe.weight_share:g} of all "
+            f"train weights), fewer than a batch of {recipe.batch_size}. "
             + (
                 "Use a smaller --batch-size, or --set weight_share=0.8."
                 if recipe.weight_share > 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from hwnas.search.stoppers import RollBack
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "weight_lr": ("a finite number of at least 0", lambda number: 0 <= number < math.inf),
+    "arch_lr": ("a finite number of at least 0", lambda number: 0 <= number < math.inf),
+    "weight_share": ("more than 0 and at most 1", lambda number: 0 < number <= 1),
+    "label_smoothing": ("from 0 to below 1", lambda number: 0 <= number < 1),
+    "grad_clip": ("more than 0; math.inf clips nothing", lambda number: number > 0),
+    "logit_std": ("a finite number of at least 0", lambda number: 0 <= number < math.inf),
+    "skip_dropout": ("from 0 to below 1", lambda number: 0 <= number < 1),
+    "drop_path": ("from 0 to below 1", lambda number: 0 <= number < 1),
+    "cutout": ("from 0 to 1", lambda number: 0 <= number <= 1),
+}
+"""Field of a recipe -> what is expected of it, in words, and whether a number is that."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +101,12 @@ class Recipe:
     roll_back: RollBack | None = None
 
     def __post_init__(self) -> None:
-        if self.num_epochs < 0 or self.batch_size < 2:
+        if not 0 <= self.num_epochs < math.inf or self.batch_size < 2:
             raise UsageError(
                 f"recipe '{self.name}' needs at least 0 epochs and batches of at least 2 images (batch-norm); "
                 f"got {self.num_epochs} epochs and batches of {self.batch_size}."
             )
-        if not 0 < self.weight_share <= 1:
-            raise UsageError(
-                f"recipe '{self.name}' trains weights on a share of {self.weight_share} of the images; expected "
-                "more than 0 and at most 1."
-            )
+        self._check_numbers()
         if self.weight_share == 1 and (self.scheme.needs_arch_split or self.derivation.evaluates):
             part = self.scheme if self.scheme.needs_arch_split else self.derivation
             raise UsageError(
@@ -108,13 +118,6 @@ class Recipe:
                 f"recipe '{self.name}': neither {type(self.scheme).__name__} nor {type(self.derivation).__name__} uses "
                 f"images that train no weights; a weight_share of {self.weight_share:g} wastes them. Use 1."
             )
-        for name in ("skip_dropout", "drop_path"):
-            for rate in (value_at(getattr(self, name), progress) for progress in (0.0, 0.5, 1.0)):
-                if not 0 <= rate < 1:
-                    raise UsageError(f"recipe '{self.name}' has a {name} of {rate:g}; expected from 0 to below 1.")
-        for share in (value_at(self.cutout, progress) for progress in (0.0, 0.5, 1.0)):
-            if not 0 <= share <= 1:
-                raise UsageError(f"recipe '{self.name}' has a cutout of {share:g}; expected from 0 to 1.")
         if not self.derivation.competing and self.relaxation.kept(torch.zeros(2), progress=1.0) is None:
             raise UsageError(
                 f"recipe '{self.name}': {type(self.derivation).__name__} judges options one by one; under "
@@ -124,6 +127,13 @@ class Recipe:
         self.scheme.check(self)
         if self.roll_back:
             self.roll_back.check(self)
+
+    def _check_numbers(self) -> None:
+        for name, (expected, fits) in RANGES.items():
+            scalar: Scalar | None = getattr(self, name)
+            for number in () if scalar is None else (value_at(scalar, progress) for progress in (0.0, 0.5, 1.0)):
+                if not fits(number):
+                    raise UsageError(f"recipe '{self.name}' has a {name} of {number:g}; expected {expected}.")
 
     @property
     def resolved(self) -> str:

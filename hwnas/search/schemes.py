@@ -67,19 +67,11 @@ class Alternating(UpdateScheme):
 class OneLevel(UpdateScheme):
     """Weights and logits move together, by one backward pass over one training batch.
 
-    Args:
-        warm_up: Share of the search, from its start, in which only weights move.
-
     Source:
         SNAS, arXiv 1812.09926, section 2.2.
     """
 
     needs_arch_split: ClassVar[bool] = False
-
-    warm_up: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_rhythm(self.warm_up, 1)
 
     def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
@@ -92,8 +84,6 @@ class OneLevel(UpdateScheme):
 
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
-        if step.progress < self.warm_up:
-            return weight_step(step)
         gates, smoothing = step.draw(step.recipe.relaxation), step.recipe.label_smoothing
         task = step.run(step.weight_batch, gates, weights=True, arch=True, label_smoothing=smoothing)
         estimate = through_gates(step, gates, task)

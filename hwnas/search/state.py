@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hwnas.compute import Compute
-from hwnas.errors import RunError
+from hwnas.errors import RunError, UsageError
 from hwnas.search.protocols import Candidates, SearchState
 from hwnas.search.recipe import Recipe
+from hwnas.search.schedules import value_at
 from hwnas.space import SearchSpace
 
 
@@ -33,6 +35,7 @@ def initial_state(
 
     Raises:
         RunError: The weights are of another supernet.
+        UsageError: The optimizers refuse their numbers, or the logits would never move.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -48,9 +51,25 @@ def initial_state(
             ) from error
     compute.move(supernet.train())
     logits = initial_logits(space, recipe, generator)
-    optimizers = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
     searched = space.candidates if candidates is None else candidates
-    return SearchState(supernet, logits, *optimizers, generator, candidates=searched)
+    return SearchState(supernet, logits, *_optimizers(recipe, supernet, logits), generator, candidates=searched)
+
+
+def _optimizers(recipe: Recipe, supernet: nn.Module, logits: dict[str, nn.Parameter]) -> tuple[Optimizer, Optimizer]:
+    try:
+        weights, arch = recipe.weight_optimizer(supernet.parameters()), recipe.arch_optimizer(logits.values())
+    except ValueError as error:
+        raise UsageError(
+            f"an optimizer of recipe '{recipe.name}' cannot be built: {error}. Correct the argument that it comes from."
+        ) from error
+    own = [group["lr"] for group in arch.param_groups]
+    rates = own if recipe.arch_lr is None else [value_at(recipe.arch_lr, progress) for progress in (0.0, 0.5, 1.0)]
+    if not any(rates):
+        raise UsageError(
+            f"recipe '{recipe.name}' has a learning rate of 0 for the logits, which would never move; expected more "
+            "than 0. To train weights only use WeightsOnly(), as spos and random do."
+        )
+    return weights, arch
 
 
 def initial_logits(space: SearchSpace, recipe: Recipe, generator: torch.Generator) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ from hwnas.metrics import Progress, no_progress
 from hwnas.plugins import create_exporter
 from hwnas.run import RunFolder, origin
 from hwnas.space import macs, parameters
-from hwnas.steps.inputs import matching_data
+from hwnas.steps.inputs import left_out, matching_data
 from hwnas.supernet.supernet import Network
 from hwnas.training import Scores, TrainingOptions, train
 
@@ -82,6 +82,7 @@ def _training_document(network: Network, images: ImageData, scores: Scores) -> d
         "std": list(images.std),
         "num_train": len(images.train),
         "num_val": len(images.val),
+        "num_unreadable": left_out(images),
         "architecture": network.architecture.id,
         "parameters": sum(map(parameters, operators)),
         "macs": sum(map(macs, operators)),

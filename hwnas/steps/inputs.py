@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from hwnas.space import SearchSpace
 
 if TYPE_CHECKING:
     from hwnas.plugins import Profiler
+
+log = logging.getLogger("hwnas")
 
 DEFAULT_TARGET = 0.5
 """Position of the default target between the fastest (0) and the slowest (1) network."""
@@ -49,6 +52,14 @@ def matching_data(spec: str, space: SearchSpace, seed: int, classes: int | None 
             "to search on some of the classes, --num-classes with fewer."
         )
     return images
+
+
+def left_out(images: ImageData) -> int:
+    """How many images could not be read since the command was started; logged if there are any."""
+    found, total = len(images.train.unreadable) + len(images.val.unreadable), len(images.train) + len(images.val)
+    if found:
+        log.warning("%d of %d images %s left out.", found, total, "was" if found == 1 else "were")
+    return found
 
 
 def profiler_of(table: LatencyTable) -> Profiler:

@@ -29,7 +29,7 @@ from hwnas.search.recipe import Recipe
 from hwnas.search.surviving import Survivor, survivors
 from hwnas.search.target import DerivationRound, meet_target, moved_limit_ms, settled
 from hwnas.space import SearchSpace, macs, parameters
-from hwnas.steps.inputs import matching_data, profiler_of, supernet_weights, target_budget
+from hwnas.steps.inputs import left_out, matching_data, profiler_of, supernet_weights, target_budget
 
 log = logging.getLogger("hwnas")
 
@@ -260,6 +260,7 @@ def write_derivation(
             "overhead_ms": model.overhead_ms,
             "probabilities": {name: p.tolist() for name, p in result.probabilities.items()},
             "accuracy": {"inherited": paths.as_trained(chosen), "recalibrated": paths(chosen)},
+            "num_unreadable": left_out(data),
         },
     )
     run.save_architecture(chosen)

@@ -59,11 +59,6 @@ def one_hot(index: int, num_options: int) -> Tensor:
     return weights
 
 
-def weights_of(gates: Gates) -> dict[str, Tensor]:
-    """The weights alone, as ``LatencyModel.expected_ms`` takes them."""
-    return {name: gate.weights for name, gate in gates.items()}
-
-
 def detached(gates: Gates, device: torch.device, *, requires_grad: bool = False) -> dict[str, Gate]:
     """The same gates on a device, their weights cut off from the logits.
 
