@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hwnas.deploy.report.data import collect
 from PIL import Image
 
 from hwnas.data import BatchStream, ImageData, ImageDataset, evaluation_batches, load_data, split_stratified
-from hwnas.deploy.report.data import collect
 from hwnas.errors import DataError
 from hwnas.run import RunFolder
 
