@@ -5,11 +5,11 @@
     python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes proxylessnas,spos --limits 40,60
     python benchmarks/nas_bench_macro.py summary
 
-The supernet sees small images first (``--phases 16:10,32:2``: ten epochs at 16 pixels, a quarter of the arithmetic,
-then two at the space's 32). Every recipe starts from the uniformly trained weights of its seed, goes on for ``--steps``
-(those that run all options for a third) with a step of the logits for each of the weights, and looks no accuracy up;
-rows with ``+scored`` compare the most probable networks within the limit by the accuracy that the supernet of the seed
-gives them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE``
+The supernet and the searches see images of 16 pixels, a quarter of the arithmetic of the space's 32; networks are ranked
+as well as after ``--phases 16:10,32:2`` (ten epochs at 16, then two, and all that follows, at 32). Every recipe starts
+from the uniformly trained weights of its seed, goes on for ``--steps`` (those that run all options for a third) with a
+step of the logits for each of the weights, and looks no accuracy up; rows with ``+scored`` compare the most probable
+networks within the limit by the accuracy that the supernet of the seed gives them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE``
 milliseconds of that table. Everything is kept in ``runs/nas-bench-macro`` and goes on where it stopped.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, default=TRUTH, help="the benchmark as CSV")
     parser.add_argument("--table", type=Path, help="latency table; limits are then milliseconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--phases", default="16:10,32:2", help="of the supernet: resolution:epochs,...")
+    parser.add_argument("--phases", default="16:14", help="of the supernet: resolution:epochs,...")
     parser.add_argument("--batch-size", type=int, default=64, help="of the supernet")
     parser.add_argument("--steps", type=int, default=200, help="of a search that runs one option a choice")
     parser.add_argument("--recipes", default=",".join(OPTIONS_RUN))

@@ -78,11 +78,10 @@ def train(
         label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, cutout=cutout,
         drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip, teacher=teacher,
     )  # fmt: skip
-    how = compute(device, precision, accumulate, checkpoint_activations, compile_, channels_last, workers)
     with Reporter() as reporter:
         train_run(
-            folder, data=data, options=options, compute=how, checkpoint_seconds=checkpoint_seconds,
-            progress=reporter, say=say,
+            folder, data=data, options=options, checkpoint_seconds=checkpoint_seconds, progress=reporter, say=say,
+            compute=compute(device, precision, accumulate, checkpoint_activations, compile_, channels_last, workers),
         )  # fmt: skip
     if is_first_rank():
         document = read_json(folder.file("training.json"))

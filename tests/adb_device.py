@@ -188,9 +188,11 @@ class Stream:
         self.input.close()
 
     def start(self, command: str, stderr: int) -> subprocess.Popen[bytes]:
+        heard = "--default-signal=HUP"  # under nohup, which a phone is not, the shell could not hear our end
         self.process = subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-        )
+            ["/usr/bin/env", heard, "sh", "-c", command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+        )  # fmt: skip
         self.connection.device.processes.append(self.process)
         return self.process
 

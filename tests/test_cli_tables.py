@@ -276,7 +276,7 @@ def test_table_of_a_runtime_that_is_not_here(hwnas: Run, small: list[str], table
     environment = json.loads(table.with_suffix(".json").read_text())["environment"]
     edit_sidecar(table, environment=environment | {"runtime": "analytik"})
     ended = hwnas("search", *small, "--table", table, "--output", tmp_path / "run")
-    ended.failed(1, "cannot be measured here", "unknown profiler 'analytik'", "Pass --other-device")
+    ended.failed(1, "cannot be measured here", "unknown profiler 'analytik'", "search with --other-device")
 
 
 def test_table_check(hwnas: Run, small: list[str], table: Path) -> None:

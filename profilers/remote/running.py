@@ -17,6 +17,7 @@ from .errors import TransportError
 WATCHED = """t=$1; shift
 printf '\\036%s\\n' "$t"
 exec 3<&0
+trap 'kill -9 $!; exit' HUP TERM
 "$@" </dev/null 3<&- & p=$!
 trap 'kill -9 $p' HUP TERM
 (cat <&3; kill -9 $p) >/dev/null 2>&1 & w=$!
@@ -26,7 +27,8 @@ kill -9 $w 2>/dev/null
 printf '\\036%s %d\\n' "$t" $c"""
 """Runs a command without input; it dies when the input of this shell ends, that is, when our side goes away.
 
-The watcher needs signal 9: mksh has a ``cat`` of its own, which goes on after others.
+The first trap is for a signal that comes before the command's number is known. The watcher needs signal 9: mksh has a
+``cat`` of its own, which goes on after others.
 """
 
 FED = """t=$1; shift
@@ -38,6 +40,7 @@ printf '\\036%s %d\\n' "$t" $?"""
 SINGLE = """t=$1 i=$2 e=$3; shift 3
 printf '\\036%s\\n' "$t"
 (: >"$e") 2>/dev/null || e=/dev/null
+trap 'kill -9 $!; exit' HUP TERM
 "$@" <"$i" 2>"$e" & p=$!
 trap 'kill -9 $p' HUP TERM
 wait $p; c=$?
