@@ -5,12 +5,13 @@
     python benchmarks/nas_bench_macro.py search --data cifar10.npz --seed 0 --recipes proxylessnas,spos --limits 40,60
     python benchmarks/nas_bench_macro.py summary
 
-The supernet and the searches see images of 16 pixels, a quarter of the arithmetic of the space's 32; networks are ranked
-as well as after ``--phases 16:10,32:2`` (ten epochs at 16, then two, and all that follows, at 32). Every recipe starts
-from the uniformly trained weights of its seed, goes on for ``--steps`` (those that run all options for a third) with a
-step of the logits for each of the weights, and looks no accuracy up; rows with ``+scored`` compare the most probable
-networks within the limit by the accuracy that the supernet of the seed gives them. Limits are millions of multiply-adds, which take the place of milliseconds, or with ``--table FILE``
-milliseconds of that table. Everything is kept in ``runs/nas-bench-macro`` and goes on where it stopped.
+The supernet and the searches see images of 16 pixels, a quarter of the arithmetic of the space's 32; networks are
+ranked as well as after ``--phases 16:10,32:2`` (ten epochs at 16, then two, and all that follows, at 32). Every recipe
+starts from the uniformly trained weights of its seed, goes on for ``--steps`` (those that run all options for a third)
+with a step of the logits for each of the weights, and looks no accuracy up; rows with ``+scored`` compare the most
+probable networks within the limit by the accuracy that the supernet of the seed gives them. Limits are millions of
+multiply-adds, which take the place of milliseconds, or with ``--table FILE`` milliseconds of that table. Everything is
+kept in ``runs/nas-bench-macro`` and goes on where it stopped.
 """
 
 from __future__ import annotations
