@@ -13,7 +13,7 @@ from torch import nn
 
 from hwnas.errors import UsageError
 from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, Stopper, UpdateScheme
-from hwnas.search.schedules import Scalar, value_at
+from hwnas.search.schedules import Scalar, probed
 from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.supernet import Supernet
 
@@ -131,7 +131,7 @@ class Recipe:
     def _check_numbers(self) -> None:
         for name, (expected, fits) in RANGES.items():
             scalar: Scalar | None = getattr(self, name)
-            for number in () if scalar is None else (value_at(scalar, progress) for progress in (0.0, 0.5, 1.0)):
+            for number in () if scalar is None else probed(scalar):
                 if not fits(number):
                     raise UsageError(f"recipe '{self.name}' has a {name} of {number:g}; expected {expected}.")
 

@@ -24,6 +24,11 @@ def value_at(scalar: Scalar, progress: float) -> float:
     return scalar(progress) if isinstance(scalar, Schedule) else float(scalar)
 
 
+def probed(scalar: Scalar) -> list[float]:
+    """Its values at the start, in the middle and at the end of a search, for checks of its range."""
+    return [value_at(scalar, progress) for progress in (0.0, 0.5, 1.0)]
+
+
 @dataclass(frozen=True)
 class Linear:
     """From ``start`` to ``end`` in a straight line."""

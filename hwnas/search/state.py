@@ -10,7 +10,7 @@ from hwnas.compute import Compute
 from hwnas.errors import RunError, UsageError
 from hwnas.search.protocols import Candidates, SearchState
 from hwnas.search.recipe import Recipe
-from hwnas.search.schedules import value_at
+from hwnas.search.schedules import probed
 from hwnas.space import SearchSpace
 
 
@@ -63,8 +63,7 @@ def _optimizers(recipe: Recipe, supernet: nn.Module, logits: dict[str, nn.Parame
             f"an optimizer of recipe '{recipe.name}' cannot be built: {error}. Correct the argument that it comes from."
         ) from error
     own = [group["lr"] for group in arch.param_groups]
-    rates = own if recipe.arch_lr is None else [value_at(recipe.arch_lr, progress) for progress in (0.0, 0.5, 1.0)]
-    if not any(rates):
+    if not any(own if recipe.arch_lr is None else probed(recipe.arch_lr)):
         raise UsageError(
             f"recipe '{recipe.name}' has a learning rate of 0 for the logits, which would never move; expected more "
             "than 0. To train weights only use WeightsOnly(), as spos and random do."

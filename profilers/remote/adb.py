@@ -69,6 +69,7 @@ class Adb(ShellTransport):
         self.serial, self.scratch = serial, scratch
         self.name = f"adb:{serial}"
         self._features: set[str] | None = None
+        self._refusal = ""
 
     def close(self) -> None:
         """Forgets what is known of the device; adb's server stays, other programs may use it."""
@@ -92,8 +93,6 @@ class Adb(ShellTransport):
                 raise self._unusable(adb_states())
             self._features = set(asked.out.decode().split())
         return self._features
-
-    _refusal = ""
 
     def _connected(self) -> dict[str, str]:
         """Connects to a device on the network, anew if it is offline; what adb lists then."""

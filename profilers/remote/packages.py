@@ -61,13 +61,13 @@ def wheel_library(wheel: Path) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = fnmatch.filter(archive.namelist(), f"{LIBRARY_PATH}.[0-9]*")
-            found, here = (names[0].removeprefix(f"{LIBRARY_PATH}.") if names else ""), runtime_version()
-            if len(names) == 1 and found != here:
-                raise UsageError(
-                    f"{wheel} holds ONNX Runtime {found}; here is {here}, and the device must run the same. Give the "
-                    f"wheel of {here}, or install onnxruntime=={found} here."
-                )
             if len(names) == 1:
+                found, here = names[0].removeprefix(f"{LIBRARY_PATH}."), runtime_version()
+                if found != here:
+                    raise UsageError(
+                        f"{wheel} holds ONNX Runtime {found}; here is {here}, and the device must run the same. Give "
+                        f"the wheel of {here}, or install onnxruntime=={found} here."
+                    )
                 return archive.read(names[0])
     except (OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"{wheel} cannot be read as a wheel ({error}). Download it again.") from error

@@ -87,7 +87,7 @@ class Ssh(ShellTransport):
             self._must(["env", "LC_ALL=C", "tar", "-x", "-f", "-", "-C", folder], timeout_s, archive)
 
     def _broken(self, said: str) -> TransportError:
-        tail = said.strip()[-300:]
+        tail = said.strip()[-300:] or "no message"
         self.close()  # what is shared may be broken, too
         if "Host key verification failed" in said or "IDENTIFICATION HAS CHANGED" in said:
             return UnauthorizedError(
@@ -99,9 +99,8 @@ class Ssh(ShellTransport):
                 "never asked for."
             )
         if self._answered:
-            return LostError(f"the connection to {self.name} broke ({tail or 'no message'}); see that it is up, go on.")
-        said = tail or "no message"
-        return UnreachableError(f"{self.name} cannot be reached ({said}); try 'ssh {self._by_hand} true'.")
+            return LostError(f"the connection to {self.name} broke ({tail}); see that it is up, go on.")
+        return UnreachableError(f"{self.name} cannot be reached ({tail}); try 'ssh {self._by_hand} true'.")
 
 
 def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
