@@ -189,6 +189,17 @@ def test_an_architecture_step_comes_every_so_often() -> None:
     assert step.state.arch_batches == 3
 
 
+@pytest.mark.parametrize(
+    ("scheme", "too_few"),
+    [(Alternating(warm_up=0.5), 1), (Alternating(warm_up=0.5, every=4), 4), (Reinforce(warm_up=0.7, every=3), 3)],
+)
+def test_a_search_that_would_never_move_the_architecture_is_refused(scheme: UpdateScheme, too_few: int) -> None:
+    with pytest.raises(UsageError, match=f"never move in a search of {too_few} steps"):
+        scheme.check_length(too_few)
+    scheme.check_length(too_few + 1)
+    WeightsOnly().check_length(1)
+
+
 def test_one_path_may_train_weights_while_another_kind_of_gate_moves_logits() -> None:
     recipe = replace(composed("softmax", "alternating", "none"), weight_relaxation=UniformPath())
     step = toy_step(recipe, num_layers=2)

@@ -50,8 +50,9 @@ def proxylessnas(
         ``0.2 * CE * (log E[latency] / log limit) ** 0.3``; REINFORCE: 300 updates of 10 samples an epoch, that is every
         sixteenth step, reward ``accuracy * (limit / latency) ** 0.1``.
         Differs: the latency term adapts to the limit unless ``published``; a 0/1 programme derives the most probable
-        network within the limit, instead of the most probable option of every layer; weight steps draw their path
-        from all options, as the code does, and architecture steps from their pair.
+        network within the limit, instead of the most probable option of every layer; two paths a step, the paper's
+        algorithm, where the code probes all options unless told otherwise (``mode="all"``); weight steps draw their
+        path from all options, as the code does, and architecture steps from their pair.
     """
     check_unit("proxylessnas", units_per_ms, used=published and mode != "reinforce")
     log_latency = LogLatency(scale=0.2, power=0.3, relative=True, units_per_ms=units_per_ms, of="probabilities")

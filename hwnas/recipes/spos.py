@@ -28,7 +28,8 @@ def spos(*, num_epochs: int = 120, batch_size: int = 1024, weight_share: float =
         parents, 25 mutations of rate 0.1, 25 crossovers, recalibration before every evaluation. Section 4 and released
         code: 150,000 steps of batch 1024 (about 120 epochs of ImageNet), SGD 0.5 to 0 in a line, momentum 0.9, decay
         4e-5, label smoothing 0.1, 50,000 of 1.28 million images held out.
-        Differs: the limit is latency, not FLOPs; blocks keep their affine batch-norm; the limit should be used to
+        Differs: paths are uniform, as in the paper, where the code draws them evenly by FLOPs from 290 to 360 million;
+        the limit is latency, not FLOPs; blocks keep their affine batch-norm; the limit should be used to
         95 % where the space allows it; statistics are of 16 batches of 128 images, not of 200, and networks are
         compared on at most 10,000 of the images held out, not on 8,000.
     """

@@ -247,6 +247,7 @@ def _steps(
     total = math.ceil(round(recipe.num_epochs * epoch_steps, 6))
     if state.step >= total:
         return
+    recipe.scheme.check_length(total)
     predicted = predicted_peak(budget, recipe, compute=compute, candidates=state.candidates)
     say(str(predicted))
     kinds = {WEIGHTS: predicted.weight_step_bytes}

@@ -230,6 +230,14 @@ class UpdateScheme(Protocol):
         """
         return
 
+    def check_length(self, num_steps: int) -> None:
+        """Refuses a search that is over before the logits have moved once.
+
+        Raises:
+            UsageError: Says how many steps come first.
+        """
+        return
+
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """One search step; returns figures for the log."""
 

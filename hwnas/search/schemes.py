@@ -49,9 +49,13 @@ class Alternating(UpdateScheme):
         if self.attack:
             self.attack.check(recipe)
 
+    def check_length(self, num_steps: int) -> None:
+        """See ``UpdateScheme``."""
+        _check_length(num_steps, self.warm_up, self.every)
+
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
-        due = _due(step, self.warm_up, self.every)
+        due = _due(step.state.step, step.progress, self.warm_up, self.every)
         first = self._arch_step(step) if due and self.arch_first else {}
         figures = first | weight_step(step, self.attack)
         return figures | (self._arch_step(step) if due and not self.arch_first else {})
@@ -134,10 +138,14 @@ class Reinforce(UpdateScheme):
                 f"{type(recipe.relaxation).__name__} does not give. Use Categorical()."
             )
 
+    def check_length(self, num_steps: int) -> None:
+        """See ``UpdateScheme``."""
+        _check_length(num_steps, self.warm_up, self.every)
+
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
         figures = weight_step(step)
-        if _due(step, self.warm_up, self.every):
+        if _due(step.state.step, step.progress, self.warm_up, self.every):
             figures |= self._arch_step(step)
         return figures
 
@@ -220,8 +228,17 @@ def _check_rhythm(warm_up: float, every: int) -> None:
         )
 
 
-def _due(step: SearchStep, warm_up: float, every: int) -> bool:
-    return step.progress >= warm_up and step.state.step % every == 0
+def _due(step: int, progress: float, warm_up: float, every: int) -> bool:
+    return progress >= warm_up and step % every == 0
+
+
+def _check_length(num_steps: int, warm_up: float, every: int) -> None:
+    if not any(_due(step, step / num_steps, warm_up, every) for step in range(num_steps)):
+        raise UsageError(
+            f"the architecture would never move in a search of {num_steps} steps: in the first {warm_up:.0%} of them "
+            f"only weights move, and then it moves at steps 0, {every}, {2 * every}, ... Search for more --epochs, "
+            "with a smaller --batch-size, or with more images."
+        )
 
 
 def _require_gradient(recipe: Recipe, scheme: UpdateScheme) -> None:
