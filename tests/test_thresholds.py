@@ -15,7 +15,14 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
-from hwnas.search.derivations import Argmax, MostProbableWithinBudget, SampleAndScore, Survivors, Threshold
+from hwnas.search.derivations import (
+    Argmax,
+    MostProbableWithinBudget,
+    SampleAndScore,
+    StrongestEdges,
+    Survivors,
+    Threshold,
+)
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.relaxations import Concrete, Sigmoid, Softmax
 from hwnas.space import NONE, SearchSpace, create_space
@@ -72,8 +79,21 @@ THREE = {
         (Argmax(), SNAS),
         (MostProbableWithinBudget(), BENCH),
         (SampleAndScore(3), BENCH),
+        (StrongestEdges(), BENCH),
+        (StrongestEdges(), SNAS),
     ],
-    ids=["threshold", "low threshold", "survivors", "gold", "chain", "argmax", "nas-bench-201", "drawn"],
+    ids=[
+        "threshold",
+        "low threshold",
+        "survivors",
+        "gold",
+        "chain",
+        "argmax",
+        "nas-bench-201",
+        "drawn",
+        "strongest of nas-bench-201",
+        "strongest of snas",
+    ],
 )
 def test_contract(derivation: Derivation, space: SearchSpace) -> None:
     check_derivation(derivation, model_of(space))
@@ -169,3 +189,32 @@ def test_snas_derives_cells_with_the_most_probable_option_of_every_edge_none_amo
     assert isinstance(recipe.derivation, MostProbableWithinBudget)
     found = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, float(ms))))
     assert SNAS.indices(found) == tuple(top)
+
+
+def bench(*options: str) -> Finished:
+    """A finished search of NAS-Bench-201 in which these options of edges 01, 02, 12, 03, 13 and 23 are certain."""
+    hot = {
+        choice.name: torch.tensor([float(each == option) for each in choice.options])
+        for choice, option in zip(BENCH.choices, options, strict=True)
+    }
+    return Finished(hot, lambda architecture: 0.0)
+
+
+@pytest.mark.parametrize("name", ["beta_darts", "gdas", "darts"])
+def test_the_most_probable_option_of_every_edge_is_derived_from_the_benchmark(name: str) -> None:
+    model, conv, none = model_of(BENCH), "nor_conv_3x3", NONE
+    derivation, free = create_recipe(name).derivation, Budget(model, feasible_range_ms(model)[1])
+    for given, expected in (
+        ((conv, "skip_connect", none, none, conv, "avg_pool_3x3"), None),
+        ((none, conv, conv, none, conv, conv), (none, conv, none, none, none, conv)),  # node 1 is zero
+        ((conv, conv, conv, none, conv, none), (conv, none, none, none, conv, none)),  # nothing reads node 2
+    ):
+        found = next(derivation(bench(*given), free))
+        assert tuple(option for _, option in found.options) == (expected or given)
+
+
+def test_a_network_without_a_way_to_its_output_is_not_derived() -> None:
+    model = model_of(BENCH)
+    dead = bench("nor_conv_3x3", "nor_conv_3x3", "nor_conv_3x3", NONE, NONE, NONE)
+    found = next(StrongestEdges()(dead, Budget(model, feasible_range_ms(model)[1])))
+    assert {option for name, option in found.options if name.endswith("3")} != {NONE}
