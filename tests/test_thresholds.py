@@ -185,10 +185,13 @@ def test_snas_derives_cells_with_the_most_probable_option_of_every_edge_none_amo
     lost = [name for name, k in zip(SNAS.choice_names, top, strict=True) if SNAS.choice(name).options[k] == NONE]
     assert 0 < len(lost) < len(top) - 16  # and more edges are left than two a node
     model = model_of(SNAS)
-    (ms,) = model.exact_ms_many(np.array([top]))
-    assert isinstance(recipe.derivation, MostProbableWithinBudget)
-    found = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, float(ms))))
-    assert SNAS.indices(found) == tuple(top)
+    (ms,), high = model.exact_ms_many(np.array([top])), feasible_range_ms(model)[1]
+    assert ms < 0.9 * high
+    for max_ms in (float(ms), high):  # however little of the limit it uses
+        found = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, max_ms)))
+        assert SNAS.indices(found) == tuple(top)
+    below = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, float(ms) - 1e-6)))
+    assert SNAS.indices(below) != tuple(top)
 
 
 def bench(*options: str) -> Finished:
@@ -200,7 +203,7 @@ def bench(*options: str) -> Finished:
     return Finished(hot, lambda architecture: 0.0)
 
 
-@pytest.mark.parametrize("name", ["beta_darts", "gdas", "darts"])
+@pytest.mark.parametrize("name", ["beta_darts", "gdas", "darts", "snas"])
 def test_the_most_probable_option_of_every_edge_is_derived_from_the_benchmark(name: str) -> None:
     model, conv, none = model_of(BENCH), "nor_conv_3x3", NONE
     derivation, free = create_recipe(name).derivation, Budget(model, feasible_range_ms(model)[1])
