@@ -252,6 +252,15 @@ def test_every_second_epoch_is_measured_on_architecture_images() -> None:
     assert more == pytest.approx(plain + 0.5, abs=1e-4)
 
 
+def test_the_eigenvalue_is_that_of_the_loss_on_architecture_images() -> None:
+    step = toy_step(replace(DARTS, stopper=EigenvalueRise()), num_layers=2)
+    decay = step.state.arch_optimizer.param_groups[0]["weight_decay"]
+    found = EigenvalueRise().measure(step)["eigenvalue"]
+    train, val = (dominant_eigenvalue(step, batch) for batch in (step.weight_batch, step.next_arch_batch()))
+    assert found == pytest.approx(val + decay, rel=1e-5)
+    assert abs(train - val) > 1e-3 * abs(val)
+
+
 # --- refusals
 
 
