@@ -142,6 +142,7 @@ def test_no_result_is_earlier_than_epoch_ten() -> None:
     rising = [2.0**k for k in range(16)]
     assert stops(EigenvalueRise(), rising)[0] == (22 + 1, 10 + 1)
     assert stops(EigenvalueRise(first=2), rising)[0] == (14 + 1, 2 + 1)
+    assert stops(EigenvalueRise(first=3), rising)[0] == (16 + 1, 4 + 1)  # epoch 3 is not measured
     # With shorter windows at the start, the first mean is that of three values and stands for the first.
     assert stops(EigenvalueRise(first=0), rising)[0] == (12 + 1, 0 + 1)
     assert stops(EigenvalueRise(first=0, ratio=17.9), [1.0, 1.0, 1.0, 16.0, 16.0, 16.0, 41.0])[0] == (13, 1)
