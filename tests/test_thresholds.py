@@ -25,6 +25,7 @@ from hwnas.search.derivations import (
 )
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.relaxations import Concrete, Sigmoid, Softmax
+from hwnas.search.surviving import surviving
 from hwnas.space import NONE, SearchSpace, create_space
 from hwnas.testing.search_contracts import check_derivation
 from hwnas.testing.toys import toy_space, toy_table
@@ -166,6 +167,8 @@ def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:
     one, other = "cell0_edge02_sep3", "cell2_edge02_skip"  # the last cell reads the first
     p = {name: torch.tensor([1.0, 0.0]) for name in space.choice_names}
     p[one], p[other] = torch.tensor([0.97, 0.03]), torch.tensor([0.2, 0.8])
+    row = surviving(p, space)  # of what is left, whether or not the image reaches the output
+    assert {name for name, k in zip(space.choice_names, row, strict=True) if k} == {one, other}
     model = model_of(space)
     low, high = feasible_range_ms(model)
     found = next(Survivors()(Finished(p, lambda architecture: 0.0), Budget(model, high)))
