@@ -112,6 +112,30 @@ def test_candidates_of_every_space() -> None:
     assert (len(gold.choices), gold.size, gold.nodes) == (3 * 28, 2**84, ())
 
 
+def test_candidates_of_s1_are_the_published_ones() -> None:
+    # Edges in the order of the released code, by the pair of candidates that they have.
+    published = {
+        "normal": {
+            "skip_connect dil_conv_3x3": (0, 4, 8, 11), "skip_connect dil_conv_5x5": (1, 2),
+            "skip_connect sep_conv_3x3": (3, 6, 7, 9), "max_pool_3x3 skip_connect": (5, 10),
+            "dil_conv_3x3 dil_conv_5x5": (12, 13),
+        },
+        "reduce": {
+            "max_pool_3x3 avg_pool_3x3": (0, 2, 3, 5, 9, 10), "max_pool_3x3 dil_conv_3x3": (1,),
+            "skip_connect dil_conv_5x5": (4, 8, 11, 12, 13), "max_pool_3x3 sep_conv_3x3": (6,),
+            "skip_connect dil_conv_3x3": (7,),
+        },
+    }  # fmt: skip
+    space = create_space("robust-darts", subspace=1, **SMALL)
+    edges = ["02", "12", "03", "13", "23", "04", "14", "24", "34", "05", "15", "25", "35", "45"]
+    for kind, pairs in published.items():
+        assert sorted(number for numbers in pairs.values() for number in numbers) == list(range(14))
+        for pair, numbers in pairs.items():
+            for number in numbers:
+                choice = space.choice(f"{kind}_edge{edges[number]}")
+                assert [choice.options[k] for k in choice.candidates] == pair.split()
+
+
 def test_cells_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match="3 to 100 cells"):
         create_space("darts-cell", num_cells=2)

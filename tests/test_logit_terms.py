@@ -27,6 +27,7 @@ from hwnas.testing.search_contracts import check_regularizer
 from hwnas.testing.toys import analytic_ms, toy_space
 
 FAIR = create_space("darts-cell", channels=4, num_cells=3, resolution=16, inputs=0, with_none=0)
+CELLS = create_space("robust-darts", subspace=2, channels=4, num_cells=3, resolution=16)
 GOLD = create_space("gold-nas", channels=4, num_cells=3, resolution=16)
 
 
@@ -126,6 +127,20 @@ def test_beta_decay_under_a_constant_gradient_converges_where_it_should(settles:
     else:  # d mean / dt = -0.05: 4000 steps of 0.2 move it by 40, while what is added to all alike moves no share
         assert mean == pytest.approx(0.3667 - 40, abs=0.5)
         torch.testing.assert_close(softmax, share, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("term", [ZeroOne(10.0), BetaDecay(1.0)], ids=["zero-one", "beta-decay"])
+def test_terms_of_logits_are_means_over_what_is_searched(term: Regularizer) -> None:
+    step = toy_step(create_recipe("fair_darts"), space=FAIR)
+    given = step.context(step.draw(Sigmoid()))
+    assert [len(logit) for logit in given.logits.values()] == [7] * 28  # without none, in both kinds of cell
+    logits = list(step.state.logits.values())
+    for slope in torch.autograd.grad(term(torch.zeros(()), given), logits):
+        assert slope[0] == 0
+        assert (slope[1:] != 0).all()
+    weighed = toy_step(replace(create_recipe("darts"), edge_weights=True), space=CELLS)
+    seen = weighed.context(weighed.draw(Softmax())).logits
+    assert set(seen) == set(CELLS.choice_names)  # and no weights of edges
 
 
 # --- probabilities of options that do not compete

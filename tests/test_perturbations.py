@@ -127,6 +127,16 @@ def test_an_attack_on_a_linear_loss_reaches_the_corner() -> None:
     torch.testing.assert_close(found["a"] - start, 0.1 * slope.sign())
 
 
+def test_an_attack_starts_anywhere_in_the_neighbourhood() -> None:
+    start, generator = torch.full((3000,), 0.5, dtype=torch.float64), torch.Generator().manual_seed(0)
+    found = ascended(
+        {"a": start}, lambda rows: {"a": torch.zeros_like(start)}, 0.1, 7, generator, project=lambda row: row
+    )
+    moved = (found["a"] - start) / 0.1
+    assert 0.99 < float(moved.abs().max()) <= 1
+    assert float(moved.square().mean()) == pytest.approx(1 / 3, abs=0.03)  # five deviations of an even distribution
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_attacked_loss_is_never_below_the_clean_one(seed: int) -> None:
     step = toy_step(recipe("adversarial", 0.3), num_layers=2)

@@ -103,7 +103,7 @@ def test_darts_has_two_orders() -> None:
     assert [type(scheme.gradient) for scheme in schemes] == [FirstOrder, Unrolled]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["darts", "p_darts", "pc_darts", "gdas", "robust_darts", "milenas"])
+@pytest.mark.parametrize("name", ["darts", "p_darts", "pc_darts", "gdas", "robust_darts", "milenas", "snas"])
 def test_the_published_rule_stands_however_little_of_the_limit_its_cell_uses(name: str) -> None:
     derivation = create_recipe(name).derivation
     assert isinstance(derivation, StrongestEdges)

@@ -200,6 +200,27 @@ def test_a_search_that_would_never_move_the_architecture_is_refused(scheme: Upda
     WeightsOnly().check_length(1)
 
 
+@pytest.mark.parametrize("arch_first", [True, False])
+def test_what_comes_first_is_seen_by_what_comes_second(arch_first: bool) -> None:
+    scheme, seen = Alternating(arch_first=arch_first), list[tuple[str, bool, bool]]()
+    step = toy_step(replace(composed("softmax", "alternating", "none"), scheme=scheme))
+    name, logit = next(iter(step.state.logits.items()))
+    weight, start = next(step.state.supernet.parameters()), logit.detach().clone()
+    other = weight.detach().clone()
+
+    class Watched(SearchStep):
+        def run(self, batch: Batch, gates: Gates, **options: Any) -> Task:
+            kind = "weights" if batch is self.weight_batch else "logits"
+            mixed = torch.equal(gates[name].weights, torch.softmax(start, 0))
+            seen.append((kind, torch.equal(weight, other), mixed))
+            return super().run(batch, gates, **options)
+
+    scheme(Watched(**vars(step)))
+    order = ["logits", "weights"] if arch_first else ["weights", "logits"]
+    # The first at the weights and logits from before; the second at what the first has moved, and the rest as before.
+    assert seen == [(order[0], True, True), (order[1], arch_first, not arch_first)]
+
+
 def test_one_path_may_train_weights_while_another_kind_of_gate_moves_logits() -> None:
     recipe = replace(composed("softmax", "alternating", "none"), weight_relaxation=UniformPath())
     step = toy_step(recipe, num_layers=2)

@@ -142,6 +142,7 @@ def test_no_result_is_earlier_than_epoch_ten() -> None:
     rising = [2.0**k for k in range(16)]
     assert stops(EigenvalueRise(), rising)[0] == (22 + 1, 10 + 1)
     assert stops(EigenvalueRise(first=2), rising)[0] == (14 + 1, 2 + 1)
+    assert stops(EigenvalueRise(first=3), rising)[0] == (16 + 1, 4 + 1)  # epoch 3 is not measured
     # With shorter windows at the start, the first mean is that of three values and stands for the first.
     assert stops(EigenvalueRise(first=0), rising)[0] == (12 + 1, 0 + 1)
     assert stops(EigenvalueRise(first=0, ratio=17.9), [1.0, 1.0, 1.0, 16.0, 16.0, 16.0, 41.0])[0] == (13, 1)
@@ -250,6 +251,15 @@ def test_every_second_epoch_is_measured_on_architecture_images() -> None:
     end_epoch(decay)
     plain, more = (each.state.history[0].figures["eigenvalue"] for each in (step, decay))
     assert more == pytest.approx(plain + 0.5, abs=1e-4)
+
+
+def test_the_eigenvalue_is_that_of_the_loss_on_architecture_images() -> None:
+    step = toy_step(replace(DARTS, stopper=EigenvalueRise()), num_layers=2)
+    decay = step.state.arch_optimizer.param_groups[0]["weight_decay"]
+    found = EigenvalueRise().measure(step)["eigenvalue"]
+    train, val = (dominant_eigenvalue(step, batch) for batch in (step.weight_batch, step.next_arch_batch()))
+    assert found == pytest.approx(val + decay, rel=1e-5)
+    assert abs(train - val) > 1e-3 * abs(val)
 
 
 # --- refusals

@@ -15,9 +15,17 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.search.candidates import Narrowed
-from hwnas.search.derivations import Argmax, MostProbableWithinBudget, SampleAndScore, Survivors, Threshold
+from hwnas.search.derivations import (
+    Argmax,
+    MostProbableWithinBudget,
+    SampleAndScore,
+    StrongestEdges,
+    Survivors,
+    Threshold,
+)
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.relaxations import Concrete, Sigmoid, Softmax
+from hwnas.search.surviving import surviving
 from hwnas.space import NONE, SearchSpace, create_space
 from hwnas.testing.search_contracts import check_derivation
 from hwnas.testing.toys import toy_space, toy_table
@@ -72,8 +80,21 @@ THREE = {
         (Argmax(), SNAS),
         (MostProbableWithinBudget(), BENCH),
         (SampleAndScore(3), BENCH),
+        (StrongestEdges(), BENCH),
+        (StrongestEdges(), SNAS),
     ],
-    ids=["threshold", "low threshold", "survivors", "gold", "chain", "argmax", "nas-bench-201", "drawn"],
+    ids=[
+        "threshold",
+        "low threshold",
+        "survivors",
+        "gold",
+        "chain",
+        "argmax",
+        "nas-bench-201",
+        "drawn",
+        "strongest of nas-bench-201",
+        "strongest of snas",
+    ],
 )
 def test_contract(derivation: Derivation, space: SearchSpace) -> None:
     check_derivation(derivation, model_of(space))
@@ -146,6 +167,8 @@ def test_survivors_keep_operators_that_are_less_probable_than_none() -> None:
     one, other = "cell0_edge02_sep3", "cell2_edge02_skip"  # the last cell reads the first
     p = {name: torch.tensor([1.0, 0.0]) for name in space.choice_names}
     p[one], p[other] = torch.tensor([0.97, 0.03]), torch.tensor([0.2, 0.8])
+    row = surviving(p, space)  # of what is left, whether or not the image reaches the output
+    assert {name for name, k in zip(space.choice_names, row, strict=True) if k} == {one, other}
     model = model_of(space)
     low, high = feasible_range_ms(model)
     found = next(Survivors()(Finished(p, lambda architecture: 0.0), Budget(model, high)))
@@ -165,7 +188,39 @@ def test_snas_derives_cells_with_the_most_probable_option_of_every_edge_none_amo
     lost = [name for name, k in zip(SNAS.choice_names, top, strict=True) if SNAS.choice(name).options[k] == NONE]
     assert 0 < len(lost) < len(top) - 16  # and more edges are left than two a node
     model = model_of(SNAS)
-    (ms,) = model.exact_ms_many(np.array([top]))
-    assert isinstance(recipe.derivation, MostProbableWithinBudget)
-    found = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, float(ms))))
-    assert SNAS.indices(found) == tuple(top)
+    (ms,), high = model.exact_ms_many(np.array([top])), feasible_range_ms(model)[1]
+    assert ms < 0.9 * high
+    for max_ms in (float(ms), high):  # however little of the limit it uses
+        found = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, max_ms)))
+        assert SNAS.indices(found) == tuple(top)
+    below = next(recipe.derivation(Finished(p, lambda architecture: 0.0), Budget(model, float(ms) - 1e-6)))
+    assert SNAS.indices(below) != tuple(top)
+
+
+def bench(*options: str) -> Finished:
+    """A finished search of NAS-Bench-201 in which these options of edges 01, 02, 12, 03, 13 and 23 are certain."""
+    hot = {
+        choice.name: torch.tensor([float(each == option) for each in choice.options])
+        for choice, option in zip(BENCH.choices, options, strict=True)
+    }
+    return Finished(hot, lambda architecture: 0.0)
+
+
+@pytest.mark.parametrize("name", ["beta_darts", "gdas", "darts", "snas"])
+def test_the_most_probable_option_of_every_edge_is_derived_from_the_benchmark(name: str) -> None:
+    model, conv, none = model_of(BENCH), "nor_conv_3x3", NONE
+    derivation, free = create_recipe(name).derivation, Budget(model, feasible_range_ms(model)[1])
+    for given, expected in (
+        ((conv, "skip_connect", none, none, conv, "avg_pool_3x3"), None),
+        ((none, conv, conv, none, conv, conv), (none, conv, none, none, none, conv)),  # node 1 is zero
+        ((conv, conv, conv, none, conv, none), (conv, none, none, none, conv, none)),  # nothing reads node 2
+    ):
+        found = next(derivation(bench(*given), free))
+        assert tuple(option for _, option in found.options) == (expected or given)
+
+
+def test_a_network_without_a_way_to_its_output_is_not_derived() -> None:
+    model = model_of(BENCH)
+    dead = bench("nor_conv_3x3", "nor_conv_3x3", "nor_conv_3x3", NONE, NONE, NONE)
+    found = next(StrongestEdges()(dead, Budget(model, feasible_range_ms(model)[1])))
+    assert {option for name, option in found.options if name.endswith("3")} != {NONE}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-
-from torch.optim import SGD
 
 from hwnas.recipes.darts import darts
 from hwnas.search.logit_terms import BetaDecay
@@ -26,13 +23,11 @@ def beta_darts(*, num_epochs: int = 100, batch_size: int = 64, arch_lr: float = 
 
     Source:
         beta-DARTS, arXiv 2203.01665. Section 3: the term. Section 4 and released code, for NAS-Bench-201: 100 epochs,
-        a weight of 50 t / 100 in epoch t, first order, batch 64, SGD 0.025 to 0.001 (cosine), Nesterov momentum 0.9,
-        decay 5e-4, clip 5; the rest as of DARTS.
+        a weight of 50 t / 100 in epoch t, first order, batch 64; the rest as of DARTS.
         Differs: latency is held to the limit; weights of terms and learning rates change every step.
     """
     return replace(
         darts(num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr),
         name="beta_darts",
         regularizers=(BetaDecay(Linear(0.0, weight)), hard_limit(arch_lr)),
-        weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4),
     )

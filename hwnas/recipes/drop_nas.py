@@ -29,7 +29,8 @@ def drop_nas(*, num_epochs: int = 76, batch_size: int = 96, arch_lr: float = 3e-
         DropNAS, IJCAI 2020. Section 3: groups of operators with and without weights, dropped with 3e-5, only what runs
         moves and decays. Section 4: 76 epochs, batch 96, SGD 0.0375 to 0.0015 (cosine), clip 3, derivation of DARTS;
         momentum, decay and the logits' optimizer as of DARTS.
-        Differs: latency is held to the limit.
+        Differs: latency is held to the limit; weights and logits decay in the step that moves them, in the released
+        code in one of its own after that, clipped by itself, and by twice as much.
     """
     return replace(
         darts(num_epochs=num_epochs, batch_size=batch_size, arch_lr=arch_lr),

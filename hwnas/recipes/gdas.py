@@ -27,9 +27,10 @@ def gdas(*, num_epochs: int = 250, batch_size: int = 64, arch_lr: float = 3e-4, 
         GDAS, arXiv 1910.04465. Equations 3 to 6: sampling. Section 4.1 and released code: 250 epochs, temperature 10 to
         0.1 in a line, SGD 0.025 to 0.001 (cosine), Nesterov momentum 0.9, decay 5e-4, clip 5, batch 64, Adam 3e-4 with
         betas (0.5, 0.999) and decay 1e-3, logits of deviation 1e-3, weights first, half of the images for each.
+        In cells the released code has batches of 256.
         Differs: latency is held to the limit, GDAS knows none, and a cell above it is replaced by the most probable one
         within it; two edges into a node of a cell end in different nodes before it; the temperature falls every step
-        instead of every epoch.
+        instead of every epoch; the variant with a fixed reducing cell (FRC) is left out.
     """
     return Recipe(
         name="gdas",

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch.optim import SGD, Adam
 
-from hwnas.search.derivations import MostProbableWithinBudget
+from hwnas.search.derivations import StrongestEdges
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import hard_limit
 from hwnas.search.relaxations import Concrete
@@ -27,16 +27,17 @@ def snas(*, num_epochs: int = 150, batch_size: int = 64, arch_lr: float = 3e-4) 
         1 to 0.03 in a line over 150 epochs, SGD 0.025 to 0.001 (cosine), momentum 0.9, decay 3e-4, clip 5, Adam 3e-4,
         betas (0.5, 0.999) and decay 1e-3, logits of deviation 0.01, all images.
         Differs: latency held to the limit, instead of 1e-2 times the mean logarithm of size, FLOPs and memory access;
-        the most probable network within the limit, instead of the most probable option of every edge, ``none`` among
-        them, which it is where the limit allows it; no clipping of the logits' gradient, no drop-path; logits of mean
-        0, not 1, which a softmax cannot tell but the decay can.
+        where the most probable option of every edge, ``none`` among them, breaks the limit, the most probable network
+        within it, as always in a chain of blocks; no clipping of the logits' gradient, by 10 there, no drop-path, 0.3
+        there (``replace(recipe, drop_path=0.3)``); logits of mean 0, not 1, which a softmax cannot tell but the decay
+        can.
     """
     return Recipe(
         name="snas",
         relaxation=Concrete(tau=Linear(1.0, 0.03)),
         scheme=OneLevel(),
         regularizers=(hard_limit(arch_lr),),
-        derivation=MostProbableWithinBudget(),
+        derivation=StrongestEdges(),
         weight_optimizer=partial(SGD, lr=0.025, momentum=0.9, weight_decay=3e-4),
         weight_lr=Cosine(0.025, 0.001),
         arch_optimizer=partial(Adam, lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),

@@ -16,7 +16,7 @@ from hwnas.search.derivations.band import check_floor, floor_ms
 from hwnas.search.derivations.exact import MostProbableWithinBudget
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
-from hwnas.space import NONE, Architecture, SearchSpace
+from hwnas.space import NONE, Architecture, SearchSpace, tidied
 
 RULED_OUT = -1e9
 """Score of an option that no network should have."""
@@ -29,8 +29,9 @@ class StrongestEdges(Derivation):
     ``none`` lowers the probability of the others and is never chosen itself. First comes what this rule finds, if it
     is within the limit and above the floor; then the architectures that keep both, the largest sum of ``log p`` over
     the kept edges first, by a 0/1 programme. Without a limit that is the rule. Choices outside nodes take their most
-    probable option. In a chain of blocks, which has no edges, ``MostProbableWithinBudget`` derives, with its floor
-    unless this one is higher: no published rule is lost there, and a budget left unused buys nothing.
+    probable option, ``none`` among them, and operators that change nothing then become ``none``, too. In a chain of
+    blocks, which has no edges, ``MostProbableWithinBudget`` derives, with its floor unless this one is higher: no
+    published rule is lost there, and a budget left unused buys nothing.
 
     With ``max_skips`` the least probable skip that the rule keeps loses its place, and the rule is applied again,
     until there are no more than that; the programme keeps to it too.
@@ -45,8 +46,10 @@ class StrongestEdges(Derivation):
 
     Source:
         DARTS, arXiv 1806.09055, section 2.4, and released code: ties go to the earlier edge and option. Skips: P-DARTS,
-        arXiv 1904.12760, section 3.3.2, and released code.
-        Differs: the limit is kept.
+        arXiv 1904.12760, section 3.3.2, and released code. The most probable option of every edge: NAS-Bench-201,
+        arXiv 2001.00326, and SNAS, arXiv 1812.09926.
+        Differs: the limit is kept; where no image reaches the output by the options of free edges, the programme
+        chooses others.
     """
 
     floor: float = 0.0
@@ -74,12 +77,14 @@ class StrongestEdges(Derivation):
         scores = log_probabilities(finished.probabilities, space)
         rare = [] if self.max_skips is None else plain_skips(space)
         few = self.max_skips or 0
-        first, rows = _with_few(scores, space, rare, few), _kept_scores(scores, space)
+        rows = _kept_scores(scores, space)
+        first, connected = tidied(_with_few(scores, space, rare, few), space)
         (ms,) = model.exact_ms_many([first])
         bands = [(floor_ms(self, budget), few), *((-math.inf, more) for more in range(few, max(few, len(rare)) + 1))]
         unseen = Unseen(space)
         for low, most in bands:
-            within = [first] if low <= ms <= budget.max_ms and len(_had(first, rare)) <= most else []
+            right = connected and low <= ms <= budget.max_ms and len(_had(first, rare)) <= most
+            within = [first] if right else []
             others = solve(model, rows, max_ms=budget.max_ms, min_ms=low, rare=rare, max_rare=most)
             yield from unseen.among(itertools.chain(within, others))
             if len(unseen):
