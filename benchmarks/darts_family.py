@@ -3,7 +3,7 @@
     python benchmarks/darts_family.py costs --space darts-cell:channels=16,num_cells=8       # against first-order DARTS
     python benchmarks/darts_family.py search --data npz:cifar10.npz --seed 0 --space robust-darts:subspace=2,channels=8
     python benchmarks/darts_family.py summary --space robust-darts:subspace=2,channels=8
-    python benchmarks/darts_family.py regret --nb201 FILE --data npz:cifar10.npz --seed 0     # on nas-bench-201
+    python benchmarks/darts_family.py regret --nb201 FILE --space nas-bench-201             # of what was searched there
 
 ``costs``: activations and gradients of a step, and its time, as ratios to DARTS in the same run; the memory of one
 sampled operator an edge among 2, 4 and 8. ``search``: every method starts from the same weights, goes over the same
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lines import Lines
+from nb201 import accuracies, nb201_text, regret_of
 from rows import Rows, parsed
 
 import hwnas
@@ -36,7 +38,7 @@ from hwnas.cli_options import built_space
 from hwnas.compute import Compute
 from hwnas.console import Reporter
 from hwnas.data import BatchStream, ImageData, ImageDataset, load_data
-from hwnas.errors import UsageError
+from hwnas.errors import UnknownNameError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.environment import cpu_name
 from hwnas.latency.model import LatencyModel
@@ -84,8 +86,12 @@ METHODS = (
 )
 """Recipe, with arguments after a colon."""
 
-OWN_SPACES = {"fair_darts": {"inputs": 0}, "snas": {"inputs": 0}}
-"""Recipe -> options of the space that it derives from."""
+ANY, NO_NONE = {"inputs": 0}, {"with_none": 0}
+OWN_SPACES = {"asap": ANY, "beta_darts": NO_NONE, "cp_nas": ANY, "fair_darts": ANY | NO_NONE, "snas": ANY}
+"""Recipe -> options of the space that it derives from, where the space has them."""
+
+SKELETON = "channels", "num_cells", "resolution", "num_classes", "stem_stride"
+"""Options that ``gold-nas`` shares with the other spaces of cells."""
 
 ACCURACIES = "supernet", "inherited", "recalibrated", "retrained"
 
@@ -117,6 +123,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the costs")
     parser.add_argument("--output", type=Path, help="also write there")
     arguments = parser.parse_args()
+    if arguments.stage == "search" and arguments.data is None:
+        parser.error("searches need images: --data npz:cifar10.npz, say")
     say = Lines(arguments.output)
     for line in STAGES[arguments.stage](arguments):
         say(line)
@@ -131,7 +139,7 @@ def costs(arguments: argparse.Namespace) -> Iterator[str]:
     yield f"{datetime.date.today()} {arguments}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     names, refused = methods(arguments)
     yield from refused
-    steps = {name: step_of(name, arguments, compute) for name in names if name != "random"}
+    steps = {name: step_of(name, arguments, compute) for name in dict.fromkeys(["darts", *names]) if name != "random"}
     peaks = {name: peak_of(step) for name, step in steps.items()}
     rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(arguments.rounds)]
     base = peaks["darts"], median(row["darts"] for row in rounds)
@@ -247,9 +255,7 @@ def searched(
         ),
         "inherited": judge.as_trained(best),
         "recalibrated": judge(best),
-        "eigenvalue": dominant_eigenvalue(step, step.arch_batch())
-        if recipe.relaxation.differentiable
-        else float("nan"),
+        "eigenvalue": dominant_eigenvalue(step, step.arch_batch()) if recipe.relaxation.differentiable else math.nan,
     }
 
 
@@ -302,9 +308,10 @@ def methods(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     for name in arguments.methods.split(","):
         try:
             if name != "random":
-                space = space_of(name, arguments)
-                recipe_of(name, arguments, 1.0).relaxation.fit(space, space.candidates)
+                recipe_of(name, arguments, 1.0).check(budget_of(space_of(name, arguments), arguments.limit))
             fit.append(name)
+        except UnknownNameError as error:
+            raise SystemExit(f"error: {error}") from error
         except UsageError as error:
             refused.append(f"{name} is left out: {error}")
     return fit, refused
@@ -338,14 +345,13 @@ def growing(arguments: argparse.Namespace, rate: float) -> Recipe:
 
 def space_of(name: str, arguments: argparse.Namespace) -> SearchSpace:
     """The space with the options that a method derives from."""
-    given, more = parsed(arguments.space), OWN_SPACES.get(parsed(name)[0], {})
-    space = built_space(arguments.space, None, None, None)
-    if parsed(name)[0] == "gold_nas":
-        size = {key: space.options[key] for key in ("channels", "num_cells", "resolution", "num_classes")}
-        return hwnas.create_space("gold-nas", **size)
-    if parsed(name)[0] == "fair_darts" and given[0] == "darts-cell":
-        more = {**more, "with_none": 0}
-    return hwnas.create_space(space.name, **{**space.options, **more}) if more else space
+    method, space = parsed(name)[0], built_space(arguments.space, None, None, None)
+    if method == "gold_nas":
+        if "channels" not in space.options:
+            raise UsageError(f"its space is gold-nas, whose skeleton is not that of '{space.name}'.")
+        return hwnas.create_space("gold-nas", **{key: space.options[key] for key in SKELETON})
+    more = {key: value for key, value in OWN_SPACES.get(method, {}).items() if key in space.options}
+    return hwnas.create_space(space.name, **{**space.options, **more})
 
 
 def budget_of(space: SearchSpace, share: float) -> Budget:
@@ -378,20 +384,13 @@ def summary(arguments: argparse.Namespace) -> Iterator[str]:
 
 def regret(arguments: argparse.Namespace) -> Iterator[str]:
     """How far the networks found in nas-bench-201 are from its best."""
-    if arguments.nb201 is None:
-        raise SystemExit("give the accuracies of NAS-Bench-201 by --nb201 FILE: CSV with columns arch, accuracy")
-    truth = pd.read_csv(arguments.nb201).set_index("arch").accuracy
-    for row in RESULTS.all(space=arguments.space):
-        accuracy = truth[nb201_text(row["architecture"])]
-        yield f"{row['method']:28s} seed {row['seed']}: {accuracy:.2f}, regret {truth.max() - accuracy:.2f}"
-
-
-def nb201_text(options: dict[str, str]) -> str:
-    """The benchmark's name of a cell: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
-    names = iter(options.values())
-    return "+".join(
-        "|" + "|".join(f"{next(names)}~{source}" for source in range(target)) + "|" for target in range(1, 4)
-    )
+    if built_space(arguments.space, None, None, None).name != "nas-bench-201":
+        raise SystemExit(f"regret is known in nas-bench-201, not in {arguments.space}: give --space nas-bench-201")
+    rows, truth = RESULTS.all(space=arguments.space), accuracies(arguments.nb201)
+    if not rows:
+        raise SystemExit(f"no search of --space {arguments.space} is kept in {RESULTS.path}: run 'search' first")
+    for row in rows:
+        yield f"{row['method']:28s} seed {row['seed']}: {regret_of(nb201_text(row['architecture']), truth)}"
 
 
 STAGES = {"costs": costs, "search": searches, "summary": summary, "regret": regret}

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that help and listings a
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from hwnas.cli_train import train
 from hwnas.console import Reporter, console, errors, rows, say_proof
 from hwnas.errors import HwnasError, UsageError, VerificationError
 from hwnas.plugins import EXPORTERS, PROFILERS, PROOFS, available, load
-from hwnas.recipes import recipe_names
+from hwnas.recipes import recipe_arguments, recipe_names
 from hwnas.space.library import SPACES
 
 
@@ -102,9 +103,10 @@ def list_(
     ] = "all",
 ) -> None:
     """List what is here, what is missing and how to get it."""
+    taken = {name: ", ".join(arguments) for name, arguments in recipe_arguments().items()}
     listings: dict[str, Callable[[], list[tuple[str, ...]]]] = {
-        "spaces": lambda: [(name, _first_line(function.__doc__)) for name, function in SPACES.items()],
-        "recipes": lambda: list(recipe_names().items()),
+        "spaces": lambda: [(name, f"{_first_line(make.__doc__)}\n{_options(make)}") for name, make in SPACES.items()],
+        "recipes": lambda: [(name, f"{line}\n--set {taken[name]}") for name, line in recipe_names().items()],
         "profilers": lambda: _plugins(PROFILERS),
         "exporters": lambda: _plugins(EXPORTERS),
         "tables": _shipped_tables,
@@ -204,6 +206,11 @@ def _shipped_tables() -> list[tuple[str, ...]]:
         spaces = ", ".join(record["space"]["name"] for record in sidecar["calibrations"].values())
         found.append((str(path), f"{spaces}: {Environment.from_dict(sidecar['environment'])}"))
     return found
+
+
+def _options(make: Callable[..., object]) -> str:
+    """Options of a space, with their defaults, as ``--space`` takes them."""
+    return ", ".join(f"{each.name}={each.default}" for each in inspect.signature(make).parameters.values())
 
 
 def _first_line(doc: str | None) -> str:

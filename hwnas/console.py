@@ -161,7 +161,12 @@ def say_error(model: LatencyModel, say: Say) -> None:
     say(f"   held-out error of the table: {model.error or 'unknown, no network was measured'}")
     for name, error in (model.baselines or {}).items():
         say(f"   {name} for comparison: {error}")
-    if model.poor:
+    if model.error is None:
+        say(
+            "   WARNING: the sum of operators is corrected by no network of this space, and mostly off. Profile it "
+            "with the same --space and options into this table, which adds networks."
+        )
+    elif model.poor:
         say(
             "   WARNING: this table predicts whole networks poorly. Close other programs, then profile again "
             "with more --rounds and --networks."

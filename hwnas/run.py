@@ -19,6 +19,7 @@ from hwnas.latency.environment import produced_by
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.space import Architecture, SearchSpace, create_space
+from hwnas.space.genotype import printable
 
 FORMAT_VERSION = 2
 
@@ -35,6 +36,7 @@ class RunFolder:
     survivors.jsonl       networks that a search went through, where it prunes
     derivation.json       architectures tried against the limit, and what they measured
     architecture.json     the result
+    genotype.json         the same as the literature has it, where that can tell its cells
     training.jsonl, .pt   training of the result
     weights.safetensors   its weights
     model.*, model-*.*    the exported network, one file a format and precision
@@ -159,7 +161,12 @@ class RunFolder:
         return Architecture.load(path)
 
     def save_architecture(self, architecture: Architecture) -> None:
-        """Stores the result of the search."""
+        """Stores the result of the search; of cells that the literature can print, ``genotype.json``, too."""
+        printed, path = printable(architecture), self.file("genotype.json")
+        if printed:
+            write_atomic(path, printed.to_json() + "\n")
+        else:
+            path.unlink(missing_ok=True)
         write_atomic(self.file("architecture.json"), architecture.to_json() + "\n")
 
     @property

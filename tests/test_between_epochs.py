@@ -201,6 +201,14 @@ def test_probabilities_are_products_with_edge_weights_and_the_rest_is_none() -> 
         assert float(p.sum()) == pytest.approx(1)
 
 
+def test_no_stage_is_searched_before_a_later_one_is_refused(tmp_path: Path, budget: Budget, few: ImageData) -> None:
+    unfit = replace(create_recipe("asap", num_epochs=1, batch_size=16), name="unfit")
+    stages = (Stage(recipe(num_epochs=1), keep=2), Stage(unfit, keep=1))
+    with pytest.raises(UsageError, match="what survives in a node"):
+        run(tmp_path / "a", budget, few, recipe(num_epochs=1, stages=stages))
+    assert not [*(tmp_path / "a").rglob("search.pt")]
+
+
 def test_stages_keep_options_whatever_their_edge_weighs(tmp_path: Path, few: ImageData) -> None:
     space = create_space("darts-cell", channels=4, num_cells=3, resolution=16)
     model = LatencyModel.from_table(space, toy_table(space))

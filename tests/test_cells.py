@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.onnx_graph import export_many, join
 from hwnas.ops.blocks import build_op
 from hwnas.ops.cells import FactorizedReduce
+from hwnas.run import RunFolder
 from hwnas.search.derivations import Argmax, Evolution, MostProbableWithinBudget, StrongestEdges
 from hwnas.search.nodes import among_networks
 from hwnas.search.protocols import Finished
@@ -278,6 +280,22 @@ def test_other_text_is_no_genotype(text: str) -> None:
         Genotype.parse(text)
     with pytest.raises(ArchitectureError, match="not a genotype"):
         Genotype.from_json(text)
+
+
+@pytest.mark.parametrize("node", ["0.7", "true", '"0"'])
+def test_nodes_of_a_genotype_are_whole_numbers(node: str) -> None:
+    text = DARTS_V2.to_json().replace('["sep_conv_3x3", 0]', f'["sep_conv_3x3", {node}]', 1)
+    with pytest.raises(ArchitectureError, match="is no number of a node"):
+        Genotype.from_json(text)
+
+
+def test_a_run_keeps_the_genotype_of_its_last_cells(tmp_path: Path) -> None:
+    run, space = RunFolder(tmp_path), create_space("darts-cell", **SMALL)
+    found = DARTS_V2.architecture(space)
+    run.save_architecture(found)
+    assert Genotype.from_json(run.file("genotype.json").read_text()).architecture(space) == found
+    run.save_architecture(create_space("gold-nas", **SMALL).distinct(1, seed=0)[0])  # which no genotype can tell
+    assert not run.file("genotype.json").exists()
 
 
 def test_operators_that_a_space_lacks_are_refused() -> None:

@@ -49,6 +49,9 @@ def test_list_shows_everything_that_is_installed(hwnas: Run) -> None:
     out = hwnas("list").done()
     for name in ("tiny-mbconv", "gates", "analytic", "onnxruntime", "onnx"):
         assert f" {name} " in out
+    told = " ".join(out.replace("│", " ").split())
+    assert "num_cells=8, stem_stride=1, inputs=2, with_none=1" in told  # of darts-cell
+    assert "--set num_epochs, batch_size, arch_lr, order, criterion, back" in told  # of darts_plus
 
 
 def test_list_shows_what_is_missing_and_how_to_get_it(hwnas: Run, packages: Any) -> None:

@@ -6,6 +6,7 @@ import csv
 import datetime
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ def test_poor_predictions_are_said_loudly_wherever_the_table_is_used(
     assert loud in hwnas("table", "show", table).done()
     search = ["search", *small, "--table", table, "--data", noise, "--epochs", 0, "--output", tmp_path / "run"]
     assert loud in hwnas(*search).out
+
+
+def test_a_table_without_networks_of_the_space_says_how_to_add_some(hwnas: Run, small: list[str], table: Path) -> None:
+    bare = table.with_name("bare.csv")
+    replace(LatencyTable.load(table), calibrations={}).save(bare)
+    said = hwnas("table", "check", bare, *small).done()
+    assert "corrected by no network of this space" in said
+    assert "Close other programs" not in said
+    assert "corrected by no network" not in hwnas("table", "check", table, *small).done()
 
 
 def test_without_tensorrt_nothing_is_measured_in_its_place(hwnas: Run, small: list[str], tmp_path: Path) -> None:

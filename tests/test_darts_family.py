@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable
@@ -69,6 +70,63 @@ def test_costs_are_ratios_to_darts(run: Callable[..., str]) -> None:
     assert 0 < float(found[1]) < 1  # one operator an edge, not all
 
 
+def test_what_a_method_cannot_search_is_left_out_before_the_first_search(
+    load_benchmark: Callable[[str], ModuleType],
+) -> None:
+    script = load_benchmark("darts_family")
+    shown = argparse.Namespace(space=SPACE, epochs=5, batch_size=8, limit=1.0, methods=",".join(script.METHODS))
+    fit, refused = script.methods(shown)
+    assert {"asap", "cp_nas", "gold_nas", "p_darts"} <= {*fit}
+    assert any("robust_darts:mode=stop is left out" in line and "23 epochs" in line for line in refused)
+    fit, refused = script.methods(argparse.Namespace(**{**vars(shown), "space": "nas-bench-201:num_cells=1"}))
+    assert {"snas", "asap", "cp_nas", "beta_darts"} <= {*fit}
+    left_out = {line.split()[0] for line in refused}
+    assert {"gold_nas", "pc_darts", "darts_plus", "fair_darts"} <= left_out
+    with pytest.raises(SystemExit, match="Did you mean 'darts'"):
+        script.methods(argparse.Namespace(**{**vars(shown), "methods": "dart"}))
+
+
+def test_every_method_has_the_candidates_of_its_paper(load_benchmark: Callable[[str], ModuleType]) -> None:
+    script = load_benchmark("darts_family")
+    shown = argparse.Namespace(space="darts-cell:channels=4,num_cells=3,resolution=16,stem_stride=8")
+    options = {name: script.space_of(name, shown).options for name in ("beta_darts", "asap", "darts", "gold_nas")}
+    assert options["beta_darts"]["with_none"] == 0
+    assert options["asap"]["inputs"] == 0
+    assert (options["darts"]["with_none"], options["darts"]["inputs"]) == (1, 2)
+    assert options["gold_nas"]["stem_stride"] == 8
+
+
+def test_searches_need_images(run: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("search", *PLAN)
+    assert "--data" in capsys.readouterr().err
+
+
+def test_costs_measure_darts_also_where_it_is_not_asked_for(run: Callable[..., str]) -> None:
+    table = run("costs", "--space", SPACE, "--batch-size", "4", "--rounds", "1", "--methods", "gdas")
+    assert re.search(r"^darts\s+memory  1\.00", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "space", "message"),
+    [
+        ("arch,accuracy\n|a|,90\n", SPACE, "give --space nas-bench-201"),
+        ("arch,accuracy\n|a|,90\n", "nas-bench-201", "run 'search' first"),
+        ("name,top1\n|a|,90\n", "nas-bench-201", "no column 'accuracy', but name, top1"),
+        ("arch,accuracy\n|a|,good\n", "nas-bench-201", "cannot be read"),
+        ("", "nas-bench-201", "cannot be read"),
+        (None, "nas-bench-201", "cannot be read"),
+    ],
+)
+def test_a_regret_that_is_not_known_says_why(
+    run: Callable[..., str], tmp_path: Path, text: str | None, space: str, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "truth.csv").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        run("regret", "--space", space, "--nb201", str(tmp_path / "truth.csv"))
+
+
 def test_regret_is_looked_up(
     run: Callable[..., str], tmp_path: Path, load_benchmark: Callable[[str], ModuleType]
 ) -> None:
@@ -81,3 +139,10 @@ def test_regret_is_looked_up(
     (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90.5\nother,94.0\n")
     table = run("regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv"))
     assert re.search(r"gdas\s+seed 1: 90\.50, regret 3\.50", table)
+    (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90\n{name},91\n")
+    table = run("regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv"))
+    assert "seed 1: 90.50, regret 0.00" in table  # several trainings of one cell count as their mean
+    (tmp_path / "truth.csv").write_text("arch,accuracy\nother,94.0\n")
+    assert f"{name} is not in the file" in run(
+        "regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv")
+    )

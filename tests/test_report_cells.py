@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hwnas.deploy.report.cells import COLUMN, FIRST, cell
+from hwnas.deploy.report.cells import COLUMN, FIRST, cell, titled
 from hwnas.deploy.report.data import collect
 from hwnas.deploy.report.page import page
 
@@ -20,7 +20,7 @@ from hwnas.run import RunFolder, table_hash
 from hwnas.search.loop import SearchResult
 from hwnas.search.target import DerivationRound
 from hwnas.space import create_space
-from hwnas.space.genotype import DARTS_V2, Genotype
+from hwnas.space.genotype import DARTS_V2, Genotype, kept_edges
 from hwnas.steps.searching import write_derivation
 from hwnas.supernet.gates import one_hot_gates
 from hwnas.supernet.supernet import Supernet
@@ -90,6 +90,20 @@ def test_every_edge_goes_from_its_source_to_its_target() -> None:
     assert across == [(0, 2), (1, 2), (2, 4), (2, 4)]  # the last one joins nodes 2 and 4
     assert drawing.count("box k5") == 1
     assert drawing.count('class="skipped"') == 2
+
+
+def test_cells_that_share_nothing_are_drawn_one_by_one() -> None:
+    space = create_space("gold-nas", channels=4, num_cells=3, resolution=16)
+    options = {choice.name: "none" for choice in space.choices}
+    options |= {
+        f"cell1_edge02_{short}": option for short, option in (("skip", "skip_connect"), ("sep3", "sep_conv_3x3"))
+    }
+    edges = kept_edges(space.architecture(options | {"cell2_edge13_skip": "skip_connect"}))
+    assert edges == {"cell1": [(0, 2, "skip_connect"), (0, 2, "sep_conv_3x3")], "cell2": [(1, 3, "skip_connect")]}
+    drawing = cell(
+        titled("cell1"), [dict(zip(("source", "target", "option"), edge, strict=True)) for edge in edges["cell1"]]
+    )
+    assert "Cell 1: node 2 adds skip of the cell before the last; node 2 adds sep 3×3 of the cell" in drawing
 
 
 def test_chains_have_no_cells(finished: Path) -> None:

@@ -22,14 +22,19 @@ SHORT = {"skip_connect": "skip", "sep_conv": "sep", "dil_conv": "dil", "max_pool
 Edge = Mapping[str, Any]
 
 
-def cell(kind: str, edges: Sequence[Edge]) -> Markup:
+def titled(kind: str) -> str:
+    """What a kind of cell is called, or a cell that shares nothing with others."""
+    return f"Cell {kind.removeprefix('cell')}" if kind.startswith("cell") else f"The {kind} cell"
+
+
+def cell(title: str, edges: Sequence[Edge]) -> Markup:
     """One cell as a graph: a line down a node, from where its edges are added up to where it is used last.
 
     Every edge has a row, from a dot on its source to its target, with its operator in between; a larger kernel has
     the stronger colour. All nodes with edges of their own are joined at the bottom.
 
     Args:
-        kind: Of the cell.
+        title: What the cell is called.
         edges: With ``source``, ``target`` and ``option``, by target.
     """
     inner = sorted({edge["target"] for edge in edges})
@@ -47,7 +52,7 @@ def cell(kind: str, edges: Sequence[Edge]) -> Markup:
     marks += [dot((_x(node), bottom), "c", radius=2.5) for node in inner]
     marks.append(text((_x(inner[-1]), bottom + 18), "joined", "name end"))
     said = "; ".join(f"node {edge['target']} adds {_words(edge)} of {_node(edge['source'])}" for edge in edges)
-    return svg(f"The {kind} cell: {said}.", width, bottom + 26, *marks)
+    return svg(f"{title}: {said}.", width, bottom + 26, *marks)
 
 
 def genotype(printed: str) -> Markup:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwnas.documents import Derivation, Layer, Training, Verification
-from hwnas.errors import ArchitectureError, HwnasError
+from hwnas.errors import HwnasError
 from hwnas.latency.calibration import measured_networks
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import STATISTIC
@@ -16,7 +16,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.metrics import read_log
 from hwnas.run import RunFolder, origin
 from hwnas.space import Architecture, OpSignature, SearchSpace
-from hwnas.space.genotype import Genotype, kept_edges
+from hwnas.space.genotype import kept_edges, printable
 
 from ..verification import TOLERANCE
 from .candidates import candidates
@@ -189,10 +189,8 @@ def _cells(architecture: Architecture) -> Document | None:
         return None
     names = ("source", "target", "option")
     edges = {kind: [dict(zip(names, edge, strict=True)) for edge in some] for kind, some in kinds.items()}
-    try:
-        return {"edges": edges, "genotype": str(Genotype.of(architecture))}
-    except ArchitectureError:  # nodes with other than two edges
-        return {"edges": edges, "genotype": None}
+    genotype = printable(architecture)
+    return {"edges": edges, "genotype": str(genotype) if genotype else None}
 
 
 def _layer(layer: Layer) -> Document:

@@ -10,7 +10,7 @@ from typing import Any
 from hwnas.space import NONE
 
 from .candidates import candidates_section
-from .cells import cell, genotype
+from .cells import cell, genotype, titled
 from .charts import Series, scatter
 from .figures import Bar, bars, chain
 from .learning import probabilities_section, search_section, training_section
@@ -109,7 +109,7 @@ def _chain(report: Document) -> Markup:
 def _cells(cells: Document) -> Markup:
     """A drawing of every kind of cell, and how others print them."""
     key = "A line down is a node; what enters it is added up. Stronger colour: larger kernel. Dashed: skip or noise."
-    drawn = [figure(cell(kind, edges), f"The {kind} cell", key) for kind, edges in cells["edges"].items()]
+    drawn = [figure(cell(titled(kind), edges), titled(kind), key) for kind, edges in cells["edges"].items()]
     return tag("div", *drawn, *([genotype(cells["genotype"])] if cells["genotype"] else []))
 
 

@@ -25,6 +25,17 @@ def recipe_names() -> dict[str, str]:
     return {name: doc.splitlines()[0] for name, doc in docs.items()}
 
 
+def recipe_arguments() -> dict[str, tuple[str, ...]]:
+    """Name -> names of its arguments, read from the files without importing them."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {file.stem: _arguments(ast.parse(file.read_text(encoding="utf-8")), file.stem) for file in files}
+
+
+def _arguments(module: ast.Module, function: str) -> tuple[str, ...]:
+    (found,) = (part for part in module.body if isinstance(part, ast.FunctionDef) and part.name == function)
+    return tuple(each.arg for each in (*found.args.args, *found.args.kwonlyargs))
+
+
 def create_recipe(name: str, **arguments: Any) -> Recipe:
     """Builds a recipe.
 

@@ -204,11 +204,7 @@ def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[S
 
 def _check(compute: Compute, recipe: Recipe, budget: Budget) -> None:
     compute.check_parts(recipe.batch_size, world_size())
-    for term in recipe.regularizers:
-        term.check(budget)
-    recipe.derivation.check(budget.model.space)
-    if recipe.stopper:
-        recipe.stopper.check(recipe, budget.model.space)
+    recipe.check(budget)
     if compute.compile:
         raise UsageError(
             "torch.compile does not pay in a search: every candidate would be compiled by itself, which takes longer "

@@ -18,6 +18,7 @@ from hwnas.space import SearchSpace, create_space
 from hwnas.supernet.supernet import Supernet
 
 if TYPE_CHECKING:
+    from hwnas.latency.budget import Budget
     from hwnas.search.stoppers import RollBack
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -157,17 +158,36 @@ class Recipe:
             )
         return proxy
 
+    def check(self, budget: Budget) -> None:
+        """Refuses, before the first step, a limit or a space that a part cannot treat; of stages, too.
+
+        Raises:
+            UsageError: Says what would do.
+        """
+        space = budget.model.space
+        for recipe in (*(stage.recipe for stage in self.stages), self):
+            for term in recipe.regularizers:
+                term.check(budget)
+            recipe.derivation.check(space)
+            if recipe.stopper:
+                recipe.stopper.check(recipe, space)
+            recipe.relaxation.fit(space, space.candidates)
+            recipe._check_nodes(space)
+
+    def _check_nodes(self, space: SearchSpace) -> None:
+        if self.edge_weights and not space.nodes:
+            raise UsageError(
+                f"recipe '{self.name}' weighs the edges into a node, of which space '{space.name}' has none that keep "
+                "a number of them. Use a space of cells, such as darts-cell."
+            )
+
     def supernet(self, space: SearchSpace) -> Supernet:
         """A supernet with random weights, to search a space with.
 
         Raises:
             UsageError: The space lacks what the recipe is about.
         """
-        if self.edge_weights and not space.nodes:
-            raise UsageError(
-                f"recipe '{self.name}' weighs the edges into a node, of which space '{space.name}' has none that keep "
-                "a number of them. Use a space of cells, such as darts-cell."
-            )
+        self._check_nodes(space)
         return Supernet(
             self.searched(space),
             partial_channels=self.partial_channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,15 +17,23 @@ from hwnas.space.signature import NONE
 Edges = tuple[tuple[str, int], ...]
 """Operator and source of every edge that is kept, node by node."""
 
+CHOICE = re.compile(r"(normal|reduce|cell\d+)_edge([0-4])([2-5])(?:_\w+)?")
+"""Name of the choice of an edge: kind of the cell, source and target."""
+
 CONCAT = tuple(range(NUM_INPUTS, NUM_NODES))
 
 
 def kept_edges(architecture: Architecture) -> dict[str, list[tuple[int, int, str]]]:
-    """Kind of a cell -> source, target and operator of every edge that is kept, by target; empty without such cells."""
-    chosen = dict(architecture.options)
-    found = {kind: [(*edge, chosen.get(f"{kind}_{edge_name(*edge)}", NONE)) for edge in EDGES] for kind in KINDS}
-    kept = {kind: [edge for edge in edges if edge[2] != NONE] for kind, edges in found.items()}
-    return {kind: edges for kind, edges in kept.items() if edges}
+    """Kind of a cell -> source, target and operator of every edge that is kept, by target; empty without such cells.
+
+    Cells that share nothing, as those of ``gold-nas``, are ``cell0`` and so on; an edge of two operators comes twice.
+    """
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for name, option in architecture.options:
+        parts = CHOICE.fullmatch(name)
+        if parts and option != NONE:
+            found.setdefault(parts[1], []).append((int(parts[2]), int(parts[3]), option))
+    return {kind: sorted(edges, key=lambda edge: EDGES.index(edge[:2])) for kind, edges in found.items()}
 
 
 @dataclass(frozen=True)
@@ -134,13 +143,27 @@ class Genotype:
         return cls(*found)
 
 
+def printable(architecture: Architecture) -> Genotype | None:
+    """The cells of an architecture; None where it has none, or nodes with other than two edges."""
+    try:
+        return Genotype.of(architecture)
+    except ArchitectureError:
+        return None
+
+
 def _read(found: Any) -> tuple[Edges, tuple[int, ...], Edges, tuple[int, ...]]:
     names = [field.name for field in fields(Genotype)]
     if not isinstance(found, dict) or sorted(found) != sorted(names):
         raise ValueError(f"it has not the four names {', '.join(names)}")
-    normal, reduce = (tuple((str(option), int(source)) for option, source in found[kind]) for kind in KINDS)
-    normal_concat, reduce_concat = (tuple(map(int, found[f"{kind}_concat"])) for kind in KINDS)
+    normal, reduce = (tuple((str(option), _node(source)) for option, source in found[kind]) for kind in KINDS)
+    normal_concat, reduce_concat = (tuple(map(_node, found[f"{kind}_concat"])) for kind in KINDS)
     return normal, normal_concat, reduce, reduce_concat
+
+
+def _node(number: Any) -> int:
+    if type(number) is not int:
+        raise ValueError(f"{number!r} is no number of a node")
+    return number
 
 
 def _into(edges: Edges, target: int) -> Edges:
