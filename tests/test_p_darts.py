@@ -66,7 +66,7 @@ def test_every_search_goes_on_with_the_most_probable_options(tmp_path: Path) -> 
     data = load_data("digits", resolution=16)
     two_each = np.concatenate([np.flatnonzero(data.train.labels == k)[:2] for k in range(10)])
     data = replace(data, train=data.train.subset(two_each))
-    recipe = create_recipe("p_darts", num_epochs=1, batch_size=10).in_proxy({"num_cells": 3})
+    recipe = create_recipe("p_darts", num_epochs=2, batch_size=10).in_proxy({"num_cells": 3})
     recipe = one_path(replace(recipe, stages=tuple(replace(s, recipe=one_path(s.recipe)) for s in recipe.stages)))
     found = search(Budget(MODEL, feasible_range_ms(MODEL)[1]), data, recipe, RunFolder(tmp_path))
     left = [load_checkpoint(path / "search.pt")["candidates"] for path in (tmp_path / "stage2", tmp_path)]

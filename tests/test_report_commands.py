@@ -74,14 +74,14 @@ def test_the_search_is_repeated_with_everything_that_was_chosen(
     first, second = tmp_path / "a run", tmp_path / "second"
     hwnas(
         "search", *small, "--table", table, "--output", first, "--recipe", f"{tmp_path / 'my.py'}:mine",
-        "--epochs", 1, "--set", "label='1'", "--set", "arch_lr=1e-2", "--weights-from", searched, "--device", "cpu",
+        "--epochs", 2, "--set", "label='1'", "--set", "arch_lr=1e-2", "--weights-from", searched, "--device", "cpu",
         "--precision", "bf16", "--accumulate", 2, "--checkpoint-activations", "--num-classes", 10, "--seed", 7,
         "--data", noise, "--batch-size", 16,
     ).done()  # fmt: skip
     hwnas(*again(told(first)["search"], second)).done()
     assert asked(first) == asked(second)
     (config, how), (first_result, second_result) = asked(first), (run / "architecture.json" for run in (first, second))
-    assert config["recipe"]["arguments"] == {"num_epochs": 1, "batch_size": 16, "label": "1", "arch_lr": 0.01}
+    assert config["recipe"]["arguments"] == {"num_epochs": 2, "batch_size": 16, "label": "1", "arch_lr": 0.01}
     assert (config["classes"], config["compute"]) == (10, {"precision": "bf16", "parts": 2})
     assert (how["ranks"], how["compute"]["device"], how["compute"]["checkpoint_activations"]) == (1, "cpu", True)
     assert first_result.read_text() == second_result.read_text()
