@@ -167,7 +167,7 @@ def test_a_rate_that_no_search_can_use_is_refused(
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
     mode = {"mode": "l2"} if name == "robust_darts" else {}  # others need more epochs
-    batch_size = 40 if name in OF_CELLS else 56
+    batch_size = 20 if name in OF_CELLS else 56
     recipe, model = create_recipe(name, num_epochs=1, batch_size=batch_size, **mode), toy_latency_model()[1]
     data = load_data("digits", resolution=8)
     if name in OF_CELLS:
@@ -176,7 +176,7 @@ def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp
         space_name, options = OF_CELLS[name]
         space = create_space(space_name, resolution=16, channels=4, num_cells=3, **options)
         model, data = LatencyModel.from_table(space, toy_table(space)), load_data("digits", resolution=16)
-        data = replace(data, train=data.train.subset(np.arange(160)))
+        data = replace(data, train=data.train.subset(np.arange(80)))
         recipe = recipe.in_proxy({"num_cells": 3}) if recipe.proxy else recipe
     low, high = feasible_range_ms(model)
     budget = Budget(model, (low + high) / 2)
