@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lines import Lines
-from nb201 import accuracies, nb201_text, regret_of
+from nb201 import accuracies, regret_of
 from rows import Rows, parsed
 
 import hwnas
@@ -390,7 +390,7 @@ def regret(arguments: argparse.Namespace) -> Iterator[str]:
     if not rows:
         raise SystemExit(f"no search of --space {arguments.space} is kept in {RESULTS.path}: run 'search' first")
     for row in rows:
-        yield f"{row['method']:28s} seed {row['seed']}: {regret_of(nb201_text(row['architecture']), truth)}"
+        yield f"{row['method']:28s} seed {row['seed']}: {regret_of(row['architecture'], truth)}"
 
 
 STAGES = {"costs": costs, "search": searches, "summary": summary, "regret": regret}

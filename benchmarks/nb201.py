@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from hwnas.space.genotype import nas_bench_201_name
+
 COLUMNS = "arch", "accuracy"
 
 
@@ -29,16 +31,9 @@ def accuracies(path: Path | None) -> pd.Series:
         raise SystemExit(f"{path} cannot be read ({error}); expected {wanted}") from error
 
 
-def regret_of(name: str, truth: pd.Series) -> str:
+def regret_of(options: Mapping[str, str], truth: pd.Series) -> str:
     """How far a cell is from the best of the file."""
+    name = nas_bench_201_name(options)
     if name not in truth.index:
         return f"{name} is not in the file"
     return f"{truth[name]:.2f}, regret {truth.max() - truth[name]:.2f}"
-
-
-def nb201_text(options: Mapping[str, str]) -> str:
-    """The benchmark's name of a cell: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
-    names = iter(options.values())
-    return "+".join(
-        "|" + "|".join(f"{next(names)}~{source}" for source in range(target)) + "|" for target in range(1, 4)
-    )

@@ -29,7 +29,7 @@ from hwnas.cli_options import (
 )
 from hwnas.console import Reporter, draw
 from hwnas.errors import UsageError, VerificationError
-from hwnas.space.genotype import printable
+from hwnas.space.genotype import printed
 
 if TYPE_CHECKING:
     from hwnas.search.target import DerivationRound
@@ -100,8 +100,8 @@ def _conclude(space: SearchSpace, rounds: list[DerivationRound], output: Path) -
     for each in rounds:
         say(str(each))
     say(draw(space, rounds[-1].architecture))
-    if genotype := printable(rounds[-1].architecture):
-        say(str(genotype))
+    if cells := printed(rounds[-1].architecture):
+        say(cells)
     if not rounds[-1].met:
         raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
 

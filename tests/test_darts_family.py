@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import hwnas
+from hwnas.space.genotype import printed
 
 SPACE = "robust-darts:subspace=2,channels=4,num_cells=3,resolution=16"
 PLAN = ("--space", SPACE, "--batch-size", "8", "--epochs", "1", "--train-epochs", "1", "--images", "40")
@@ -128,7 +129,8 @@ def test_regret_is_looked_up(
     space = hwnas.create_space("nas-bench-201")
     best = space.architecture([3, 0, 0, 0, 0, 0])
     script = load_benchmark("darts_family")
-    name = script.nb201_text(dict(best.options))
+    name = printed(best)
+    assert name is not None
     assert re.fullmatch(r"\|\w+~0\|\+\|\w+~0\|\w+~1\|\+\|\w+~0\|\w+~1\|\w+~2\|", name)
     script.RESULTS.add({"method": "gdas", "seed": 1, "space": "nas-bench-201", "architecture": dict(best.options)})
     (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90.5\nother,94.0\n")

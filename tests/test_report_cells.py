@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hwnas.deploy.report.cells import COLUMN, FIRST, cell, titled
+from hwnas.deploy.report.cells import COLUMN, FIRST, cell
 from hwnas.deploy.report.data import collect
 from hwnas.deploy.report.page import page
 
@@ -100,10 +100,23 @@ def test_cells_that_share_nothing_are_drawn_one_by_one() -> None:
     }
     edges = kept_edges(space.architecture(options | {"cell2_edge13_skip": "skip_connect"}))
     assert edges == {"cell1": [(0, 2, "skip_connect"), (0, 2, "sep_conv_3x3")], "cell2": [(1, 3, "skip_connect")]}
-    drawing = cell(
-        titled("cell1"), [dict(zip(("source", "target", "option"), edge, strict=True)) for edge in edges["cell1"]]
-    )
+    drawing = cell("cell1", [dict(zip(("source", "target", "option"), edge, strict=True)) for edge in edges["cell1"]])
     assert "Cell 1: node 2 adds skip of the cell before the last; node 2 adds sep 3×3 of the cell" in drawing
+
+
+def test_the_only_cell_of_a_space_has_one_input_and_one_output() -> None:
+    space = create_space("nas-bench-201")
+    edges = kept_edges(space.architecture([1, 0, 3, 2, 0, 4]))  # 01, 02, 12, 03, 13, 23
+    assert edges == {
+        "cell": [(0, 1, "skip_connect"), (1, 2, "nor_conv_3x3"), (0, 3, "nor_conv_1x1"), (2, 3, "avg_pool_3x3")]
+    }
+    drawing = cell("cell", [dict(zip(("source", "target", "option"), edge, strict=True)) for edge in edges["cell"]])
+    assert "The cell: node 1 adds skip of the input; node 2 adds conv 3×3 of node 1; node 3 adds conv 1×1" in drawing
+    assert ">input<" in drawing
+    assert ">output<" in drawing
+    assert "joined" not in drawing
+    ends = re.findall(r'<circle cx="([\d.]+)" cy="138', drawing)  # below the rows
+    assert [float(x) for x in ends] == [FIRST + 3 * COLUMN]
 
 
 def test_chains_have_no_cells(finished: Path) -> None:

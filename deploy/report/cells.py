@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hwnas.space.genotype import ONLY
+
 from .markup import Markup, join, tag
 from .svg import dot, line, rect, svg, text
 
@@ -15,44 +17,60 @@ FIRST, COLUMN, NARROW = 30, 76, 62
 """First node, from one to the next, width of a box that fits between neighbours."""
 
 NAMES = {0: "cell −2", 1: "cell −1"}
-"""Nodes from outside the cell; others have their number."""
+"""Nodes from outside a cell of DARTS; others have their number."""
 
-SHORT = {"skip_connect": "skip", "sep_conv": "sep", "dil_conv": "dil", "max_pool": "max", "avg_pool": "avg"}
+OUTSIDE = {0: "the cell before the last", 1: "the last cell"}
+"""The same in a sentence."""
+
+INPUT = {0: "input"}
+"""The node from outside the only cell of a space."""
+
+SHORT = {
+    "skip_connect": "skip",
+    "sep_conv": "sep",
+    "dil_conv": "dil",
+    "max_pool": "max",
+    "avg_pool": "avg",
+    "nor_conv": "conv",
+}
 
 Edge = Mapping[str, Any]
 
 
 def titled(kind: str) -> str:
     """What a kind of cell is called, or a cell that shares nothing with others."""
+    if kind == ONLY:
+        return "The cell"
     return f"Cell {kind.removeprefix('cell')}" if kind.startswith("cell") else f"The {kind} cell"
 
 
-def cell(title: str, edges: Sequence[Edge]) -> Markup:
+def cell(kind: str, edges: Sequence[Edge]) -> Markup:
     """One cell as a graph: a line down a node, from where its edges are added up to where it is used last.
 
     Every edge has a row, from a dot on its source to its target, with its operator in between; a larger kernel has
-    the stronger colour. All nodes with edges of their own are joined at the bottom.
+    the stronger colour. At the bottom comes out the only cell's last node, or of others all nodes that have edges of
+    their own, joined.
 
     Args:
-        title: What the cell is called.
+        kind: Of the cell.
         edges: With ``source``, ``target`` and ``option``, by target.
     """
-    inner = sorted({edge["target"] for edge in edges})
+    inner, names = sorted({edge["target"] for edge in edges}), INPUT if kind == ONLY else NAMES
+    joined = inner[-1:] if kind == ONLY else inner
     bottom = TOP + ROW * len(edges)
     marks, width = list[Markup](), FIRST + COLUMN * max(inner) + FIRST
     for node in sorted({edge["source"] for edge in edges} | {*inner}):
         rows = [TOP + ROW * row for row, edge in enumerate(edges) if node in (edge["source"], edge["target"])]
-        first, last = (rows[0] if node in inner else TOP - 14), (bottom if node in inner else rows[-1])
+        first, last = (rows[0] if node in inner else TOP - 14), (bottom if node in joined else rows[-1])
         marks.append(line((_x(node), first), (_x(node), last), "flow"))
         named = ((_x(node) + 5, first + 4), str(node), "name")
-        marks.append(text(*named) if node in inner else text((_x(node), first - 8), NAMES[node], "name middle"))
+        marks.append(text(*named) if node in inner else text((_x(node), first - 8), names[node], "name middle"))
     for row, edge in enumerate(edges):
         marks += _edge(edge, TOP + ROW * row)
-    marks.append(line((_x(inner[0]), bottom), (_x(inner[-1]), bottom), "flow"))
-    marks += [dot((_x(node), bottom), "c", radius=2.5) for node in inner]
-    marks.append(text((_x(inner[-1]), bottom + 18), "joined", "name end"))
-    said = "; ".join(f"node {edge['target']} adds {_words(edge)} of {_node(edge['source'])}" for edge in edges)
-    return svg(f"{title}: {said}.", width, bottom + 26, *marks)
+    marks.append(line((_x(joined[0]), bottom), (_x(joined[-1]), bottom), "flow"))
+    marks += [dot((_x(node), bottom), "c", radius=2.5) for node in joined]
+    marks.append(text((_x(joined[-1]), bottom + 18), "output" if kind == ONLY else "joined", "name end"))
+    return svg(f"{titled(kind)}: {'; '.join(_said(edge, kind) for edge in edges)}.", width, bottom + 26, *marks)
 
 
 def genotype(printed: str) -> Markup:
@@ -81,8 +99,9 @@ def _words(edge: Edge) -> str:
     return SHORT.get(edge["option"], str(edge["option"]))
 
 
-def _node(node: int) -> str:
-    return {0: "the cell before the last", 1: "the last cell"}.get(node, f"node {node}")
+def _said(edge: Edge, kind: str) -> str:
+    source = ({0: "the input"} if kind == ONLY else OUTSIDE).get(edge["source"], f"node {edge['source']}")
+    return f"node {edge['target']} adds {_words(edge)} of {source}"
 
 
 def _x(node: int) -> float:

@@ -16,7 +16,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.metrics import read_log
 from hwnas.run import RunFolder, origin
 from hwnas.space import Architecture, OpSignature, SearchSpace
-from hwnas.space.genotype import kept_edges, printable
+from hwnas.space.genotype import kept_edges, printed
 
 from ..verification import TOLERANCE
 from .candidates import candidates
@@ -189,8 +189,7 @@ def _cells(architecture: Architecture) -> Document | None:
         return None
     names = ("source", "target", "option")
     edges = {kind: [dict(zip(names, edge, strict=True)) for edge in some] for kind, some in kinds.items()}
-    genotype = printable(architecture)
-    return {"edges": edges, "genotype": str(genotype) if genotype else None}
+    return {"edges": edges, "genotype": printed(architecture)}
 
 
 def _layer(layer: Layer) -> Document:

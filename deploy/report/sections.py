@@ -109,7 +109,7 @@ def _chain(report: Document) -> Markup:
 def _cells(cells: Document) -> Markup:
     """A drawing of every kind of cell, and how others print them."""
     key = "A line down is a node; what enters it is added up. Stronger colour: larger kernel. Dashed: skip or noise."
-    drawn = [figure(cell(titled(kind), edges), titled(kind), key) for kind, edges in cells["edges"].items()]
+    drawn = [figure(cell(kind, edges), titled(kind), key) for kind, edges in cells["edges"].items()]
     return tag("div", *drawn, *([genotype(cells["genotype"])] if cells["genotype"] else []))
 
 

@@ -1,10 +1,11 @@
-"""DARTS cells as the literature prints them, and as JSON."""
+"""Cells as the literature prints them; those of DARTS as JSON, too."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,8 +18,11 @@ from hwnas.space.signature import NONE
 Edges = tuple[tuple[str, int], ...]
 """Operator and source of every edge that is kept, node by node."""
 
-CHOICE = re.compile(r"(normal|reduce|cell\d+)_edge([0-4])([2-5])(?:_\w+)?")
-"""Name of the choice of an edge: kind of the cell, source and target."""
+CHOICE = re.compile(r"(?:(normal|reduce|cell\d+)_)?edge([0-4])([1-5])(?:_\w+)?")
+"""Name of the choice of an edge: kind of the cell, where there are several, source and target."""
+
+ONLY = "cell"
+"""The kind of cell where there is but one."""
 
 CONCAT = tuple(range(NUM_INPUTS, NUM_NODES))
 
@@ -26,14 +30,15 @@ CONCAT = tuple(range(NUM_INPUTS, NUM_NODES))
 def kept_edges(architecture: Architecture) -> dict[str, list[tuple[int, int, str]]]:
     """Kind of a cell -> source, target and operator of every edge that is kept, by target; empty without such cells.
 
-    Cells that share nothing, as those of ``gold-nas``, are ``cell0`` and so on; an edge of two operators comes twice.
+    Cells that share nothing, as those of ``gold-nas``, are ``cell0`` and so on, and that of ``nas-bench-201`` is
+    ``cell``; an edge of two operators comes twice.
     """
     found: dict[str, list[tuple[int, int, str]]] = {}
     for name, option in architecture.options:
         parts = CHOICE.fullmatch(name)
         if parts and option != NONE:
-            found.setdefault(parts[1], []).append((int(parts[2]), int(parts[3]), option))
-    return {kind: sorted(edges, key=lambda edge: EDGES.index(edge[:2])) for kind, edges in found.items()}
+            found.setdefault(parts[1] or ONLY, []).append((int(parts[2]), int(parts[3]), option))
+    return {kind: sorted(edges, key=lambda edge: (edge[1], edge[0])) for kind, edges in found.items()}
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,26 @@ def printable(architecture: Architecture) -> Genotype | None:
         return Genotype.of(architecture)
     except ArchitectureError:
         return None
+
+
+def printed(architecture: Architecture) -> str | None:
+    """Cells as the literature prints them: a genotype, or the name that NAS-Bench-201 has; None where it has none."""
+    if set(kept_edges(architecture)) == {ONLY}:
+        return nas_bench_201_name(dict(architecture.options))
+    genotype = printable(architecture)
+    return str(genotype) if genotype else None
+
+
+def nas_bench_201_name(options: Mapping[str, str]) -> str:
+    """The name of a cell of NAS-Bench-201: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
+
+    Args:
+        options: Choice name -> operator, in the order of the space.
+    """
+    names = iter(options.values())
+    return "+".join(
+        "|" + "|".join(f"{next(names)}~{source}" for source in range(target)) + "|" for target in range(1, 4)
+    )
 
 
 def _read(found: Any) -> tuple[Edges, tuple[int, ...], Edges, tuple[int, ...]]:
