@@ -4,8 +4,10 @@
 
 RUN is a finished search. Its network is held against MobileNetV2, whose width is scaled until it measures the same
 latency on the device of the run's table, and against random networks of the space that the table predicts within two
-percent of it. Every training's accuracy is kept in ``RUN/same-latency.jsonl``, so that the command goes on where it
-stopped. Leave the machine alone while MobileNetV2 is fitted.
+percent of it. Latency jumps where a width reaches the next multiple of eight channels, so that two MobileNetV2 are
+compared: the widest that is not slower, and the next one, which is. Every training's accuracy is kept in
+``RUN/same-latency-*.jsonl``, so that the command goes on where it stopped. Leave the machine alone while latency is
+measured, which comes first.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import datetime
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,7 @@ from hwnas.supernet.supernet import Network
 from hwnas.training import TrainingOptions, train
 
 NUM_RANDOM = 5
+NUM_MEASUREMENTS = 3
 BAND = 0.02
 WIDTHS = np.arange(0.05, 2.5, 0.025)
 SMALL_IMAGES = [
@@ -102,31 +106,37 @@ def builder(space: SearchSpace, described: Any) -> Build:
 def measured_rivals(run: RunFolder) -> Iterator[tuple[str, float, Any]]:
     """Name, measured latency, and the width or the options."""
     space, model, profiler, chosen = run.space(), run.budget().model, profiler_of(run.table()), run.architecture()
-    target = measure(profiler, Network(space, chosen).eval(), space.input_shape).ms
+    target = settled_ms(profiler, Network(space, chosen), space.input_shape)
     yield "searched", target, space.indices(chosen)
-    width, ms = fitted_width(profiler, space.input_shape, space.num_classes, target)
-    yield f"MobileNetV2 x{width:.3f}", ms, width
+    for width, ms in fitted_widths(profiler, space.input_shape, space.num_classes, target):
+        yield f"MobileNetV2 x{width:.3f}", ms, width
     low, high = ((1 + sign * BAND) * model.exact_ms(chosen) for sign in (-1, 1))
     uniform = [np.zeros(count) for count in space.num_options]
     others = (a for a in BandSampler(model, uniform, min_ms=low, max_ms=high).distinct(0) if a.id != chosen.id)
     for number, other in enumerate(itertools.islice(others, NUM_RANDOM), 1):
-        ms = measure(profiler, Network(space, other).eval(), space.input_shape).ms
+        ms = settled_ms(profiler, Network(space, other), space.input_shape)
         yield f"random {number}", ms, space.indices(other)
 
 
-def fitted_width(profiler: Profiler, shape: Shape, num_classes: int, target_ms: float) -> tuple[float, float]:
-    """The widest MobileNetV2 that is not slower than the target, found by halving, and its latency."""
-    low, high, found = 0, len(WIDTHS) - 1, None
+def settled_ms(profiler: Profiler, network: nn.Module, shape: Shape) -> float:
+    """Median latency of some measurements, as another program may disturb one."""
+    return median(measure(profiler, network.eval(), shape).ms for _ in range(NUM_MEASUREMENTS))
+
+
+def fitted_widths(
+    profiler: Profiler, shape: Shape, num_classes: int, target_ms: float
+) -> Iterator[tuple[float, float]]:
+    """Width and latency of the widest MobileNetV2 not slower than the target, found by halving, and of the next."""
+    low, high, found = 0, len(WIDTHS) - 1, dict[int, float]()
     while low <= high:
         middle = (low + high) // 2
-        ms = measure(profiler, mobilenet(WIDTHS[middle], shape, num_classes).eval(), shape).ms
-        if ms <= target_ms * (1 + BAND / 2):
-            low, found = middle + 1, (float(WIDTHS[middle]), ms)
-        else:
-            high = middle - 1
-    if found is None:
+        found[middle] = settled_ms(profiler, mobilenet(WIDTHS[middle], shape, num_classes), shape)
+        low, high = (middle + 1, high) if found[middle] <= target_ms * (1 + BAND / 2) else (low, middle - 1)
+    if not low:
         raise HwnasError(f"no MobileNetV2 is as fast as {target_ms:.4g} ms here. Search at a higher target.")
-    return found
+    for number in (low - 1, low):
+        if number in found:
+            yield float(WIDTHS[number]), found[number]
 
 
 def mobilenet(width: float, shape: Shape, num_classes: int) -> nn.Module:

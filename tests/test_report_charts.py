@@ -56,6 +56,15 @@ def test_tiny_values_are_powers_of_ten() -> None:
     assert "0.00002" not in drawing
 
 
+def test_what_hardly_changes_is_drawn_flat_between_ticks_that_differ() -> None:
+    drawing = curves([Series("entropy", [(0, 2.0794), (100, 2.0793), (200, 2.07925)])], label="Entropy", x_label="step")
+    shown = [tick for tick in ticks_of(drawing) if tick != "step"]
+    assert len(set(shown)) == len(shown)
+    (course,) = re.findall(r'class="curve a" d="M([^"]*)"', drawing)
+    heights = [float(point.split()[1]) for point in course.split("L")]
+    assert max(heights) - min(heights) < 1
+
+
 def test_axis_holds_what_it_is_told_and_the_target_lies_on_top() -> None:
     drawing = curves([Series("a", [(50, 1.0), (100, 2.0)])], label="A", x_label="step", reference=3.0, also_x=[0, 100])
     (start, *_), (target_start, *_, target_end, _) = (

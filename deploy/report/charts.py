@@ -21,6 +21,9 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 MOST_PLACES = 4
 """Decimal places that have room to the left of a chart."""
 
+ALIKE = 1e-3
+"""Share of a value that it may change by and is drawn as if it did not: no tick beside the axis would tell."""
+
 SMOOTHING = 20
 """The thick curve is a running mean over one part in this many of the points."""
 
@@ -55,7 +58,7 @@ class Axes:
     ) -> Axes:
         """Axes that hold all points, with a little air above and below, and that share of the width aside."""
         xs, ys = [*(p[0] for p in points), *also_x], [*(p[1] for p in points), *also_y]
-        return cls(_span(min(xs), max(xs), aside), _span(min(ys), max(ys), 0.06))
+        return cls(_span(min(xs), max(xs), aside), _span(min(ys), max(ys), 0.06, alike=ALIKE))
 
     def place(self, point: Point) -> Point:
         """Coordinates of a point; y grows downwards."""
@@ -198,8 +201,8 @@ def _course(points: Sequence[Point], text: Text) -> str:
     return f"from {text(first, places)} to {text(last, places)}"
 
 
-def _span(low: float, high: float, air: float) -> Point:
+def _span(low: float, high: float, air: float, *, alike: float = 1e-9) -> Point:
     width = high - low
-    if width <= 1e-9 * max(abs(low), abs(high)):  # alike, as far as a chart goes
+    if width <= alike * max(abs(low), abs(high)):
         width, air = abs(high) or 1.0, 0.5
     return low - air * width, high + air * width
