@@ -5,10 +5,13 @@ Comments name the section of the project's method reference. Where that confirms
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 
+from hwnas.errors import UsageError
 from hwnas.recipes import create_recipe
 from hwnas.search.derivations import StrongestEdges, Survivors, Threshold
 from hwnas.search.gradients import Amended, FirstOrder, MixedLevel, Unrolled
@@ -20,7 +23,7 @@ from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, 
 from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import hard_limit
+from hwnas.search.regularizers import AbsoluteLatency, AdditiveLatency, HingeLatency, hard_limit
 from hwnas.search.relaxations import Concrete, Sigmoid, Softmax, StraightThroughGumbel
 from hwnas.search.schedules import Exponential, Linear, Scalar
 from hwnas.search.schemes import Alternating, OneLevel
@@ -171,3 +174,29 @@ def test_parts(name: str, arguments: dict[str, Any], expected: Parts) -> None:
 
 def test_partial_channels_of_imagenet_are_an_argument() -> None:
     assert create_recipe("pc_darts", partial_channels=2).partial_channels == 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda weight: ZeroOne(weight),
+        lambda weight: BetaDecay(weight),
+        lambda weight: MixedLevel(weight),
+        lambda weight: Amended(eta=weight),
+        lambda weight: AdditiveLatency(weight),
+        lambda weight: HingeLatency(weight),
+        lambda weight: AbsoluteLatency(weight),
+    ],
+)
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_a_weight_that_would_turn_a_term_round_is_refused(build: Callable[[float], object], weight: float) -> None:
+    build(0.0)
+    with pytest.raises(UsageError, match=f"weight of .* is {weight:g}; expected a finite number of at least 0"):
+        build(weight)
+
+
+def test_depths_that_grow_are_not_replaced_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    create_recipe("p_darts").in_proxy({"channels": 4})
+    assert not caplog.records
+    create_recipe("p_darts").in_proxy({"num_cells": 3})
+    assert "All searches of recipe 'p_darts' have num_cells=3, not [5, 11, 17]." in caplog.text

@@ -13,7 +13,7 @@ from hwnas.errors import UsageError
 from hwnas.search.products import Tensors, added, hessian_product, kept, mixed_product
 from hwnas.search.protocols import Context
 from hwnas.search.recipe import Recipe
-from hwnas.search.schedules import Scalar, value_at
+from hwnas.search.schedules import Scalar, check_weight, value_at
 from hwnas.search.step import SearchStep, Task
 from hwnas.supernet.gates import Gates
 
@@ -109,6 +109,9 @@ class Amended(ArchGradient):
     exact: bool = False
     eps: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_weight(self.eta, "the amending term")
+
     def check(self, recipe: Recipe) -> None:
         """Probed options have no second derivative."""
         _check_exact(self, recipe)
@@ -136,6 +139,9 @@ class MixedLevel(ArchGradient):
     """
 
     weight: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "the gradient on architecture images")
 
     def __call__(self, step: SearchStep, gates: Gates) -> Estimate:
         """See ``ArchGradient``."""

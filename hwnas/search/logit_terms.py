@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hwnas.errors import UsageError
 from hwnas.search.protocols import Context, Regularizer
-from hwnas.search.schedules import Scalar, value_at
+from hwnas.search.schedules import Scalar, check_weight, value_at
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ZeroOne(Regularizer):
     kind: Literal["square", "absolute"] = "square"
 
     def __post_init__(self) -> None:
+        check_weight(self.weight, "the zero-one term")
         if self.kind not in ("square", "absolute"):
             raise UsageError(f"the zero-one term has no kind {self.kind!r}; expected 'square' or 'absolute'.")
 
@@ -61,6 +62,9 @@ class BetaDecay(Regularizer):
     """
 
     weight: Scalar
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "beta-decay")
 
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ from hwnas.supernet.supernet import Supernet
 if TYPE_CHECKING:
     from hwnas.latency.budget import Budget
     from hwnas.search.stoppers import RollBack
+
+log = logging.getLogger("hwnas")
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -201,6 +204,10 @@ class Recipe:
         Args:
             options: As of ``proxy``; they come on top of those.
         """
+        for name, value in options.items():
+            own = [each.proxy.get(name) for each in (*(stage.recipe for stage in self.stages), self)]
+            if len(set(own)) > 1:
+                log.warning("All searches of recipe '%s' have %s=%g, not %s.", self.name, name, value, own)
         stages = tuple(replace(stage, recipe=stage.recipe.in_proxy(options)) for stage in self.stages)
         return replace(self, proxy={**self.proxy, **options}, stages=stages)
 

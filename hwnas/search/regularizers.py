@@ -13,7 +13,7 @@ from torch import Tensor
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
 from hwnas.search.protocols import Context, Regularizer
-from hwnas.search.schedules import Scalar, value_at
+from hwnas.search.schedules import Scalar, check_weight, value_at
 
 MULTIPLIER = "latency_multiplier"
 
@@ -97,6 +97,9 @@ class AdditiveLatency(Regularizer):
     weight: Scalar
     relative: bool = False
     of: Of = "probabilities"
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "latency")
 
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
@@ -192,6 +195,9 @@ class HingeLatency(Regularizer):
     weight: Scalar
     of: Of = "probabilities"
 
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "latency above the limit")
+
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""
         excess = latency_ms(context, self.of).to(loss) / context.budget.max_ms - 1
@@ -212,6 +218,9 @@ class AbsoluteLatency(Regularizer):
 
     weight: Scalar = 0.10
     of: Of = "sample"
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "latency off the limit")
 
     def __call__(self, loss: Tensor, context: Context) -> Tensor:
         """See ``Regularizer``."""

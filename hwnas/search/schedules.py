@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from hwnas.errors import UsageError
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -27,6 +29,17 @@ def value_at(scalar: Scalar, progress: float) -> float:
 def probed(scalar: Scalar) -> list[float]:
     """Its values at the start, in the middle and at the end of a search, for checks of its range."""
     return [value_at(scalar, progress) for progress in (0.0, 0.5, 1.0)]
+
+
+def check_weight(scalar: Scalar, what: str) -> None:
+    """Refuses a weight that would turn a term round, or drown all others.
+
+    Raises:
+        UsageError: Names the term.
+    """
+    for number in probed(scalar):
+        if not 0 <= number < math.inf:
+            raise UsageError(f"the weight of {what} is {number:g}; expected a finite number of at least 0.")
 
 
 @dataclass(frozen=True)

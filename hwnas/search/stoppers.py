@@ -272,5 +272,6 @@ def _require_epochs(stopper: Stopper, recipe: Recipe, least: int, argument: str)
     if recipe.num_epochs < least:
         raise UsageError(
             f"recipe '{recipe.name}' would never stop: {type(stopper).__name__} needs {least} epochs, and there "
-            f"are {recipe.num_epochs:g}. Use num_epochs={least} or more, or a smaller '{argument}' of the stopper."
+            f"are {recipe.num_epochs:g}. Use --epochs {least} or more, or in a recipe of your own a smaller "
+            f"'{argument}' of its stopper."
         )
