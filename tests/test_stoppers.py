@@ -288,7 +288,7 @@ def test_searches_too_short_to_be_stopped_are_refused() -> None:
         (StableRanking(), 11),
     ):
         stopper.check(replace(DARTS, num_epochs=least), CELL)
-        with pytest.raises(UsageError, match=f"would never stop.*needs {least} epochs.*Use num_epochs={least}"):
+        with pytest.raises(UsageError, match=f"would never stop.*needs {least} epochs.*Use --epochs {least}"):
             stopper.check(replace(DARTS, num_epochs=least - 0.5), CELL)
     flat = [1.0, 1.0, 1.0, 16.0, 16.0, 16.0, 41.0]  # the least is one at which it speaks
     assert stops(EigenvalueRise(first=0), flat)[0][0] == 13
