@@ -23,11 +23,12 @@ from hwnas.search.protocols import Derivation, Pruner, Regularizer, Relaxation, 
 from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
 from hwnas.search.recipe import Recipe
-from hwnas.search.regularizers import AbsoluteLatency, AdditiveLatency, HingeLatency, hard_limit
+from hwnas.search.regularizers import AbsoluteLatency, AdditiveLatency, ExpectedCost, HingeLatency, hard_limit
 from hwnas.search.relaxations import Concrete, Sigmoid, Softmax, StraightThroughGumbel
 from hwnas.search.schedules import Exponential, Linear, Scalar
 from hwnas.search.schemes import Alternating, OneLevel
 from hwnas.search.stoppers import EigenvalueRise, RollBack, SkipCount, StableRanking
+from hwnas.space import macs
 
 FIRST = Alternating(arch_first=True, gradient=FirstOrder())
 SECOND = Alternating(arch_first=True, gradient=Unrolled(exact=False, eps=0.01))
@@ -186,6 +187,7 @@ def test_partial_channels_of_imagenet_are_an_argument() -> None:
         lambda weight: AdditiveLatency(weight),
         lambda weight: HingeLatency(weight),
         lambda weight: AbsoluteLatency(weight),
+        lambda weight: ExpectedCost(macs, 1.0, weight),
     ],
 )
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from hwnas.data import load_data
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
 from hwnas.latency.model import LatencyModel
+from hwnas.recipes import create_recipe
+from hwnas.run import RunFolder
+from hwnas.search.loop import search
 from hwnas.search.protocols import Context, Regularizer
 from hwnas.search.regularizers import (
     AbsoluteLatency,
     AdaptiveLatency,
     AdditiveLatency,
     Entropy,
+    ExpectedCost,
     HingeLatency,
     LogLatency,
     PowerLatency,
     mean_entropy,
 )
 from hwnas.search.schedules import Linear
+from hwnas.space import parameters
 from hwnas.supernet.gates import Gate
 from hwnas.testing.search_contracts import check_regularizer
 from hwnas.testing.toys import toy_space
@@ -86,6 +94,44 @@ def test_contract(term: Regularizer, idle: Regularizer | None) -> None:
 
 def test_contract_of_what_is_not_about_latency() -> None:
     check_regularizer(Entropy(0.1), of_latency=False, idle=Entropy(0.0))
+    check_regularizer(ExpectedCost(parameters, 1e3, 0.1), of_latency=False, idle=ExpectedCost(parameters, 1e3, 0.0))
+
+
+def test_another_cost_is_that_of_the_operators_whatever_their_latency() -> None:
+    given = context(100.0)
+    probabilities = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    pair = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64, requires_grad=True)  # drawn: they share the gradient
+    given = replace(given, probabilities={"layer1": probabilities}, drawn={"layer1": pair}, progress=0.5)
+    space = given.budget.model.space
+    costs = torch.tensor([sum(map(parameters, space.operators(space.architecture([k])))) for k in range(3)])
+    assert len(set(costs.tolist())) == 3
+    found = ExpectedCost(parameters, 1e3, Linear(0.0, 0.4))(torch.tensor(2.0, dtype=torch.float64), given)
+    assert value(found) == pytest.approx(2.0 + 0.2 * float(probabilities.detach() @ costs.double()) / 1e3)
+    assert torch.autograd.grad(found, [probabilities], allow_unused=True, retain_graph=True) == (None,)
+    (gradient,) = torch.autograd.grad(found, [pair])
+    fixed = parameters(space.layers[0].signatures[0]) + parameters(space.layers[-1].signatures[0])
+    torch.testing.assert_close(gradient, 0.2 * (costs.double() - fixed) / 1e3)
+
+
+@pytest.mark.parametrize("reference", [0.0, -1.0, math.inf, math.nan])
+def test_a_cost_needs_a_reference(reference: float) -> None:
+    with pytest.raises(UsageError, match=r"reference of a cost is .*; expected more than 0"):
+        ExpectedCost(parameters, reference, 0.1)
+
+
+def test_a_search_under_another_cost_finds_cheaper_networks(tmp_path: Path) -> None:
+    space = toy_space()
+    nothing_limits = Budget(LatencyModel.counting(space, lambda _: 1.0), 100.0)
+
+    def searched(weight: float) -> float:
+        recipe = create_recipe("darts", num_epochs=4, batch_size=64, arch_lr=0.05)
+        recipe = replace(recipe, regularizers=(ExpectedCost(parameters, 1e3, weight),))
+        run = RunFolder(tmp_path / str(weight))
+        run.path.mkdir()
+        found = search(nothing_limits, load_data("digits", resolution=8), recipe, run)
+        return float(LatencyModel.counting(space, parameters).expected_ms(found.probabilities))
+
+    assert searched(10.0) < 0.9 * searched(0.0)
 
 
 @pytest.mark.parametrize(("term", "loss", "expected"), CASES)

@@ -27,6 +27,7 @@ from hwnas.search.regularizers import (
     AdaptiveLatency,
     AdditiveLatency,
     Entropy,
+    ExpectedCost,
     HingeLatency,
     LogLatency,
     PowerLatency,
@@ -39,7 +40,7 @@ from hwnas.search.relaxations import (
 from hwnas.search.schedules import Linear
 from hwnas.search.schemes import BASELINE, Alternating, OneLevel, Reinforce, WeightsOnly
 from hwnas.search.step import SearchStep, Task
-from hwnas.space import create_space
+from hwnas.space import create_space, parameters
 from hwnas.supernet.gates import Gate, Gates, one_hot
 from hwnas.testing.parts import RELAXATIONS, toy_step
 from hwnas.testing.search_contracts import check_scheme
@@ -70,6 +71,7 @@ REGULARIZERS: dict[str, tuple[Regularizer, ...]] = {
     "absolute": (AbsoluteLatency(),),
     "power": (PowerLatency(),),
     "entropy": (Entropy(0.1),),
+    "cost": (hard_limit(0.01), ExpectedCost(parameters, 1e4, Linear(0.0, 0.1))),
     "two": (hard_limit(0.01), Entropy(-0.1)),
     "zero-one": (ZeroOne(),),
     "beta-decay": (BetaDecay(0.5),),

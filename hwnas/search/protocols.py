@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.latency.budget import Budget
+from hwnas.latency.model import LatencyModel
 from hwnas.metrics import Progress, no_progress
 from hwnas.search.nodes import among_networks
 from hwnas.space import Architecture, SearchSpace
@@ -142,20 +143,28 @@ class Context:
     @cached_property
     def expected_ms(self) -> Tensor:
         """Expected latency of the networks that the probabilities favour."""
-        return self._ms(self.probabilities)
+        return self.mean_cost(self.budget.model, self.probabilities)
 
     @cached_property
     def drawn_ms(self) -> Tensor:
         """Expected latency whose gradient moves the logits in this step."""
-        return self._ms(self.drawn)
+        return self.mean_cost(self.budget.model, self.drawn)
 
     @cached_property
     def sampled_ms(self) -> Tensor:
         """Latency under the weights of the gates themselves."""
-        return self._ms(self.weights)
+        return self.mean_cost(self.budget.model, self.weights)
 
-    def _ms(self, weights: Mapping[str, Tensor]) -> Tensor:
-        model = self.budget.model
+    def mean_cost(self, model: LatencyModel, weights: Mapping[str, Tensor]) -> Tensor:
+        """What networks cost, averaged over the options that some weights favour.
+
+        Args:
+            model: Of the same space.
+            weights: Such as ``probabilities`` or ``drawn``.
+
+        Returns:
+            Scalar in the unit of the model, differentiable in the weights.
+        """
         return model.expected_ms(among_networks(model.space, weights))
 
 

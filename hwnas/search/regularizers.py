@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget
+from hwnas.latency.model import LatencyModel
 from hwnas.search.protocols import Context, Regularizer
 from hwnas.search.schedules import Scalar, check_weight, value_at
+from hwnas.space import OpSignature
 
 MULTIPLIER = "latency_multiplier"
 
@@ -268,6 +270,44 @@ class Entropy(Regularizer):
         return loss + value_at(self.weight, context.progress) * mean_entropy(context.probabilities).to(loss)
 
 
+@dataclass(frozen=True)
+class ExpectedCost(Regularizer):
+    """``loss + weight * E[cost] / reference``: another cost of the operators, beside the latency that is limited.
+
+    Nothing is held to the reference; raise the weight for cheaper networks.
+
+    Args:
+        cost: Of one operator, such as ``hwnas.space.macs`` or ``hwnas.space.parameters``.
+        reference: The cost that counts one, such as 5e6 parameters.
+        weight: Of the term.
+
+    Raises:
+        UsageError: The reference is not positive, or the weight is negative.
+
+    Source:
+        SNAS, arXiv 1812.09926, adds parameters, FLOPs and memory access in this way; as expectations, like latency in
+        FBNet, arXiv 1812.03443, section 3.2.
+    """
+
+    cost: Callable[[OpSignature], float]
+    reference: float
+    weight: Scalar
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reference < math.inf:
+            raise UsageError(
+                f"the reference of a cost is {self.reference:g}; expected more than 0, such as what a good network of "
+                "the space costs."
+            )
+        check_weight(self.weight, "the expected cost")
+
+    def __call__(self, loss: Tensor, context: Context) -> Tensor:
+        """See ``Regularizer``."""
+        model = LatencyModel.counting(context.budget.model.space, self.cost)
+        drawn, expected = (context.mean_cost(model, weights) for weights in (context.drawn, context.probabilities))
+        return loss + value_at(self.weight, context.progress) / self.reference * _sized(drawn, expected).to(loss)
+
+
 def latency_ms(context: Context, of: Of) -> Tensor:
     """The latency that a term is about.
 
@@ -278,8 +318,12 @@ def latency_ms(context: Context, of: Of) -> Tensor:
         raise UsageError(f"there is no latency of {of!r}; expected 'probabilities' or 'sample'.")
     if of == "sample":
         return context.sampled_ms
-    drawn = context.drawn_ms  # the gradient that moves the logits now; the size is that of all options
-    return drawn + (context.expected_ms - drawn).detach()
+    return _sized(context.drawn_ms, context.expected_ms)
+
+
+def _sized(drawn: Tensor, expected: Tensor) -> Tensor:
+    """The gradient of what moves the logits now, with the size of all options."""
+    return drawn + (expected - drawn).detach()
 
 
 def mean_entropy(probabilities: Mapping[str, Tensor]) -> Tensor:
