@@ -40,7 +40,8 @@ def fair_darts(
         FairDARTS, arXiv 1911.12126. Section 3: logistic weights, zero-one loss. Section 4 and released code:
         50 epochs, batch 128, SGD 0.005 to 0.001 (cosine), Adam 3e-3 with betas (0.9, 0.999) and decay 1e-3, logits of
         zero, weight 10, threshold 0.85, at most two edges into a node, first order; momentum, decay and clip of DARTS.
-        Differs: latency is held to the limit. Expected latency counts every edge by its weight, also those beyond two.
+        Differs: latency is held to the limit; its expectation counts every edge by its weight, also those beyond two.
+        The learning rate falls every step instead of every epoch.
     """
     return replace(
         darts(num_epochs=num_epochs, batch_size=batch_size),

@@ -30,7 +30,7 @@ def snas(*, num_epochs: int = 150, batch_size: int = 64, arch_lr: float = 3e-4) 
         where the most probable option of every edge, ``none`` among them, breaks the limit, the most probable network
         within it, as always in a chain of blocks; no clipping of the logits' gradient, by 10 there, no drop-path, 0.3
         there (``replace(recipe, drop_path=0.3)``); logits of mean 0, not 1, which a softmax cannot tell but the decay
-        can.
+        can; temperature and learning rate fall every step instead of every epoch.
     """
     return Recipe(
         name="snas",
