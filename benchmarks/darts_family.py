@@ -99,8 +99,7 @@ FARTHEST = 5.0
 """Learning rate of the logits times steps: with Adam, about as far as a logit can move; that of DARTS' 50 epochs."""
 GROWTH = 5 / 17, 11 / 17
 """Depths of P-DARTS' first searches, as shares of the last one's."""
-FEWEST_CELLS = 3
-CERTAIN = 50.0
+FEWEST_CELLS, CERTAIN = 3, 50.0
 WEIGHT_SHARE = 0.5
 MAX_IMAGES, NUM_BATCHES = 2000, 8
 """Test images that supernets and their paths are judged by, and batches that they are cut into."""
@@ -288,7 +287,8 @@ def retrained(
 def identity(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row is about."""
     keys = "seed", "space", "epochs", "train_epochs", "images", "batch_size", "limit"
-    return {"method": name, **{key: getattr(arguments, key) for key in keys}}
+    data = Path((arguments.data or "").rpartition(":")[2]).name  # wherever it lies
+    return {"method": name, "data": data, **{key: getattr(arguments, key) for key in keys}}
 
 
 def folder_of(name: str, arguments: argparse.Namespace) -> RunFolder:
@@ -369,7 +369,7 @@ def images(arguments: argparse.Namespace) -> ImageData:
 
 def summary(arguments: argparse.Namespace) -> Iterator[str]:
     """Means and spreads over the seeds."""
-    wanted = {key: value for key, value in identity("", arguments).items() if key not in ("method", "seed")}
+    wanted = {key: value for key, value in identity("", arguments).items() if key != "seed" and value != ""}
     rows = RESULTS.all(**wanted)
     if not rows:
         yield "nothing was kept with these settings"
@@ -377,8 +377,9 @@ def summary(arguments: argparse.Namespace) -> Iterator[str]:
     yield f"{datetime.date.today()} {cpu_name()}, torch {torch.__version__}: {wanted}"
     found = pd.DataFrame(rows)
     shown = [key for key in (*ACCURACIES, "skips", "eigenvalue", "seconds") if key in found]
-    table = found.groupby("method")[shown].agg(["mean", "std"])
-    table.insert(0, ("seeds", ""), found.groupby("method").seed.count())
+    groups = found.groupby(["method", "data"])
+    table = groups[shown].agg(["mean", "std"])
+    table.insert(0, ("seeds", ""), groups.seed.count())
     yield table.sort_values(("retrained", "mean"), ascending=False).round(3).to_string()
 
 

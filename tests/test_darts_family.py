@@ -59,7 +59,9 @@ def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: 
     for column in ("supernet", "inherited", "recalibrated", "retrained", "skips", "eigenvalue"):
         assert column in table
     for method in ("p_darts", "random"):
-        assert re.search(rf"^{method}\s+1\s", table, re.MULTILINE)
+        assert re.search(rf"^{method}\s+images\.npz\s+1\s", table, re.MULTILINE)
+    assert "images.npz" in run("summary", *PLAN, "--data", "npz:elsewhere/images.npz")
+    assert run("summary", *PLAN, "--data", "digits") == "nothing was kept with these settings\n"
 
 
 def test_costs_are_ratios_to_darts(run: Callable[..., str]) -> None:
