@@ -78,12 +78,13 @@ def numbers(text: str) -> dict[str, float]:
 
 def describe_model(space: SearchSpace, table: LatencyTable) -> None:
     """Says how well a table predicts the networks of a space, and what latencies the space reaches."""
-    from hwnas.latency.budget import feasible_range_ms
+    from hwnas.latency.budget import feasible_range_ms, rounded_up
     from hwnas.latency.model import LatencyModel
 
     model = LatencyModel.from_table(space, table)
     say_error(model, say)
-    say("reachable: {:.4g} to {:.4g} ms".format(*feasible_range_ms(model)))
+    low, high = feasible_range_ms(model)
+    say(f"reachable: {rounded_up(low):.4g} to {high:.4g} ms")
 
 
 def compute(

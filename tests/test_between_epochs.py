@@ -212,8 +212,8 @@ def test_no_stage_is_searched_before_a_later_one_is_refused(tmp_path: Path, budg
 def test_stages_keep_options_whatever_their_edge_weighs(tmp_path: Path, few: ImageData) -> None:
     space = create_space("darts-cell", channels=4, num_cells=3, resolution=16)
     model = LatencyModel.from_table(space, toy_table(space))
-    at_once = recipe(edge_weights=True, logit_std=2.0, num_epochs=0)
-    made = replace(at_once, stages=(Stage(at_once, keep=3),))
+    one_step = recipe(edge_weights=True, logit_std=2.0, num_epochs=1e-3)
+    made = replace(one_step, stages=(Stage(one_step, keep=3),))
     found = run(tmp_path / "a", Budget(model, feasible_range_ms(model)[1]), few, made)
     logits = load_checkpoint(tmp_path / "a" / "stage1" / "search.pt")["logits"]
     expected = {name: tuple(sorted(logits[name].topk(3).indices.tolist())) for name in space.choice_names}

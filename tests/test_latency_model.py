@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hwnas.errors import InfeasibleBudgetError, MissingChoiceError, MissingSignatureError, UsageError
-from hwnas.latency.budget import Budget, feasible_range_ms, solve
+from hwnas.latency.budget import Budget, feasible_range_ms, rounded_up, solve
 from hwnas.latency.calibration import Affine, PredictionError, calibration_record, held_out
 from hwnas.latency.kernels import Entries
 from hwnas.latency.model import LatencyModel
@@ -202,13 +202,18 @@ def test_lana_example() -> None:
 def test_infeasible_budget_names_the_smallest_reachable() -> None:
     _, model = toy_latency_model()
     low, high = feasible_range_ms(model)
-    with pytest.raises(InfeasibleBudgetError, match=f"smallest reachable latency is {low:.4g} ms"):
+    with pytest.raises(InfeasibleBudgetError, match=f"smallest reachable latency is {rounded_up(low):.4g} ms"):
         Budget(model, low * 0.99)
     with pytest.raises(InfeasibleBudgetError, match=r"Is the target in seconds\?"):
         Budget(model, (low + high) / 2 / 1000)
     with pytest.raises(InfeasibleBudgetError):
         Budget(model, float("nan"))
     assert Budget(model, low).allows(low)
+
+
+def test_a_limit_as_it_is_printed_is_not_below_the_latency() -> None:
+    for ms in [0.0653408, 0.25, 1.0, 9999.5, *10 ** np.random.default_rng(0).uniform(-6, 6, 300)]:
+        assert ms <= float(f"{rounded_up(ms):.4g}") <= ms * 1.0011
 
 
 def test_a_table_as_a_data_frame() -> None:

@@ -296,6 +296,9 @@ def test_a_search_is_watched(tmp_path: Path) -> None:
     assert figures["target_ms"] == (low + high) / 2
     read = EventAccumulator(str(tmp_path / "tensorboard" / "search")).Reload()
     assert read.Tags()["images"] == ["probabilities/heat_map"]
+    shown = {"weight_loss", "weight_accuracy", "expected_ms", "target_ms", "entropy", "images_per_second", "memory_mib"}
+    assert shown <= set(read.Tags()["scalars"])
+    assert read.Scalars("target_ms")[-1].value == pytest.approx((low + high) / 2)
     sampled = [seen[3]["sampled_ms"] for seen in watcher.seen if "sampled_ms" in seen[3]]
     assert sampled
     histograms = read.Histograms("sampled_ms/histogram")

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from hwnas.accuracy import PathAccuracy
 from hwnas.checkpoint import load_checkpoint
+from hwnas.compute import Compute
 from hwnas.data import load_data
 from hwnas.errors import DataError, RunError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
@@ -25,6 +27,7 @@ from hwnas.run import RunFolder
 from hwnas.search.derivations import StrongestEdges
 from hwnas.search.gradients import FirstOrder, Unrolled
 from hwnas.search.loop import search
+from hwnas.search.protocols import Finished
 from hwnas.search.relaxations import BinaryGates, Categorical, Concrete, StraightThroughGumbel
 from hwnas.search.schedules import Linear, Phases, value_at
 from hwnas.search.schemes import Alternating, Reinforce
@@ -188,6 +191,9 @@ def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp
     if result.arch_images is not None:
         together = len(result.weight_images) + len(result.arch_images)
         assert together == len(data.train)
+    judge = PathAccuracy(result.supernet, result.weight_images, data.val.spread(16), Compute("cpu"), 0)
+    best = next(recipe.derivation(Finished(result.probabilities, judge, 0), budget))
+    assert budget.allows(model.exact_ms(best))
 
 
 @pytest.mark.parametrize("name", ["fbnet", "proxylessnas"])

@@ -17,6 +17,8 @@ from hwnas.distributed import _buckets, average_gradients, averaged, require_sam
 from hwnas.errors import UsageError
 from hwnas.files import read_json
 from hwnas.metrics import read_log
+from hwnas.recipes import create_recipe
+from hwnas.testing.parts import toy_step
 
 Start = Callable[..., list[Any]]
 
@@ -29,6 +31,7 @@ from hwnas.distributed import rank, world_size
 from hwnas.search.hessian import dominant_eigenvalue
 from hwnas.search.products import hessian_product, mixed_product
 from hwnas.search.protocols import Stopper
+from hwnas.search.relaxations import StraightThroughGumbel
 from hwnas.search.schemes import Reinforce
 from hwnas.testing.parts import toy_step
 
@@ -64,6 +67,14 @@ class Products(Stopper):  # on a small network: two ranks need no large one
 
 def unrolled():
     return replace(create_recipe("darts", order=2, **SHORT), stopper=Products())
+
+class Astray(StraightThroughGumbel):
+    def _gate(self, logit, progress, generator):
+        generator.manual_seed(generator.initial_seed() + rank())
+        return super()._gate(logit, progress, generator)
+
+def astray():
+    return replace(create_recipe("gdas", **SHORT), relaxation=Astray(1.0))
 """
 
 
@@ -128,6 +139,29 @@ def test_a_lost_rank_stops_the_job_and_the_run_goes_on(
     wait_for(lambda: load_checkpoint(run / "search.pt")["step"] > step or again[0].over)
     assert again[0].kill(signal.SIGTERM)[0] == 1  # both stop at the same step, with a checkpoint
     assert again[1].end()[0] == 1
+
+
+@pytest.mark.distributed
+def test_ranks_that_drew_other_paths_are_stopped(command: list[Any], start_ranks: Start, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPES)
+    for rank in start_ranks(*command, "--recipe", f"{file}:astray", "--output", tmp_path / "run"):
+        code, words = rank.end()
+        assert code == 1, words
+        if "lost another process" not in words:  # the one that was quicker to say so
+            assert "error: the ranks drew different paths" in words
+
+
+def test_what_is_off_the_path_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, sent = toy_step(create_recipe("gdas"), num_layers=2), list[int]()
+    monkeypatch.setattr("hwnas.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("hwnas.distributed.dist.all_reduce", lambda flat: sent.append(flat.numel()))
+    monkeypatch.setattr("hwnas.search.step.require_same", lambda what, number: None)
+    step.run(step.weight_batch, step.draw(step.recipe.relaxation), weights=True)
+    parameters = [*step.state.supernet.parameters()]
+    on_path = sum(p.numel() for p in parameters if p.grad is not None)
+    assert sent == [on_path, 2], "gradients; loss and accuracy"
+    assert 0 < on_path < sum(p.numel() for p in parameters)
 
 
 def test_alone_nothing_is_sent() -> None:

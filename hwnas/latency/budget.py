@@ -41,12 +41,12 @@ class Budget:
             raise UsageError("an infinite limit limits nothing. Give milliseconds as a number, such as --max-ms 20.")
         low, high = self.reachable_ms
         if not self.max_ms >= low:
-            hint = ""
+            hint, least = "", rounded_up(low)
             if low <= self.max_ms * 1000 <= high:
                 hint = f" Is the target in seconds? {self.max_ms:g} s would be --max-ms {self.max_ms * 1000:g}."
             raise InfeasibleBudgetError(
                 f"no network of space '{self.model.space.name}' runs in {self.max_ms:g} ms; the smallest "
-                f"reachable latency is {low:.4g} ms and the largest {high:.4g} ms. Ask for at least {low:.4g} ms, "
+                f"reachable latency is {least:.4g} ms and the largest {high:.4g} ms. Ask for at least {least:.4g} ms, "
                 f"or search a smaller space.{hint}"
             )
 
@@ -63,6 +63,12 @@ class Budget:
     def allows(self, ms: float) -> bool:
         """Whether a latency is within the limit."""
         return ms <= self.max_ms
+
+
+def rounded_up(ms: float, *, figures: int = 4) -> float:
+    """A limit of few significant figures that is not below a latency."""
+    unit = 10.0 ** (figures - 1 - math.floor(math.log10(ms))) if ms > 0 else 1.0
+    return math.ceil(ms * unit) / unit
 
 
 def feasible_range_ms(model: LatencyModel) -> tuple[float, float]:

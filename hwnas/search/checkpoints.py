@@ -8,7 +8,7 @@ from typing import Any
 
 from hwnas.checkpoint import fitting_state, load_checkpoint, save_checkpoint, to_bytes
 from hwnas.distributed import any_rank, rank
-from hwnas.errors import RunError
+from hwnas.errors import NumericsError, RunError
 from hwnas.files import write_atomic
 from hwnas.search.protocols import Epoch, SearchState
 
@@ -51,7 +51,13 @@ class Checkpoints:
             self._forget(epochs - (self._reach or 0))
 
     def offer(self, state: SearchState, *, now: bool) -> None:
-        """A state that may be kept, or has to be, as there will be no other."""
+        """A state that may be kept, or has to be, as there will be no other.
+
+        Raises:
+            NumericsError: It has to be, and a weight is NaN or infinite; the file is left as it was.
+        """
+        if now and not all(bool(p.isfinite().all()) for p in state.supernet.parameters()):
+            raise NumericsError(f"a weight became infinite or NaN before step {state.step}")
         epochs = len(state.history)
         if rank() == 0 and self._reach is not None and epochs > self._epochs:
             write_atomic(self._of_epoch(epochs), to_bytes({**_snapshot(state), "data": self._data}))

@@ -119,7 +119,7 @@ def search(
     candidates = _after_stages(partial(again, budget, data), recipe, run, candidates)
     images, path = _split(data.train, recipe, seed), run.file("search.pt")
     checkpoints = _checkpoints(path, recipe, checkpoint_seconds, data)
-    with contextlib.ExitStack() as stack:
+    with _naming_what_is_kept(path), contextlib.ExitStack() as stack:
         need = partial(_predicted_bytes, budget, recipe, compute, candidates)
         stack.enter_context(compute.memory_guard(recipe.batch_size, need))
         state = initial_state(budget.model.space, recipe, seed, compute, weights=weights, candidates=candidates)
@@ -129,7 +129,7 @@ def search(
         meter = _meter(progress, recipe, compute, budget)
         steps = _steps(images, state, recipe, budget, compute, seed, say if rank() == 0 else _silent)
         stack.callback(steps.close)
-        for total, figures in _finite(steps, state, path):
+        for total, figures in _finite(steps, state):
             checkpoints.proven()
             figures = _logged(log, figures, state, recipe, budget, total, meter)
             state.step += 1
@@ -183,13 +183,19 @@ def _meter(progress: Progress, recipe: Recipe, compute: Compute, budget: Budget)
     )
 
 
-def _finite(steps: Iterator[Step], state: SearchState, path: Path) -> Iterator[Step]:
-    """The same steps; what is not finite names the checkpoint that is left."""
+def _finite(steps: Iterator[Step], state: SearchState) -> Iterator[Step]:
+    """The same steps, up to one that is not finite."""
+    for total, figures in steps:
+        if not all(map(math.isfinite, figures.values())):
+            raise NumericsError(f"a loss is not finite at step {state.step} ({figures})")
+        yield total, figures
+
+
+@contextlib.contextmanager
+def _naming_what_is_kept(path: Path) -> Iterator[None]:
+    """An error about numbers inside the block names the checkpoint that is left."""
     try:
-        for total, figures in steps:
-            if not all(map(math.isfinite, figures.values())):
-                raise NumericsError(f"a loss is not finite at step {state.step} ({figures})")
-            yield total, figures
+        yield
     except NumericsError as error:
         kept, start = "there is no checkpoint yet", ""
         if path.exists():
@@ -241,9 +247,9 @@ def _steps(
     arch_stream = _arch_stream(arch_images, recipe, compute, seed)
     epoch_steps = weight_stream.steps_per_epoch
     total = math.ceil(round(recipe.num_epochs * epoch_steps, 6))
+    recipe.scheme.check_length(total)
     if state.step >= total:
         return
-    recipe.scheme.check_length(total)
     predicted = predicted_peak(budget, recipe, compute=compute, candidates=state.candidates)
     say(str(predicted))
     kinds = {WEIGHTS: predicted.weight_step_bytes}
@@ -326,7 +332,8 @@ def _logged(
         return figures
     probabilities = _probabilities(state, recipe, progress=state.step / total)
     expected_ms = float(budget.model.expected_ms(among_networks(budget.model.space, probabilities)))
-    figures = {"expected_ms": expected_ms, **figures, "entropy": float(mean_entropy(probabilities))}
+    latencies = {"expected_ms": expected_ms, "target_ms": budget.max_ms}
+    figures = {**latencies, **figures, "entropy": float(mean_entropy(probabilities))}
     if MULTIPLIER in state.scalars:
         figures["multiplier"] = state.scalars[MULTIPLIER]
     values = {name: [round(float(v), 5) for v in p] for name, p in probabilities.items()}

@@ -86,6 +86,10 @@ class OneLevel(UpdateScheme):
                 "effect. Leave it out."
             )
 
+    def check_length(self, num_steps: int) -> None:
+        """See ``UpdateScheme``."""
+        _check_length(num_steps, warm_up=0.0, every=1)
+
     def __call__(self, step: SearchStep) -> dict[str, float]:
         """See ``UpdateScheme``."""
         gates, smoothing = step.draw(step.recipe.relaxation), step.recipe.label_smoothing

@@ -11,7 +11,7 @@ from torch import Tensor
 from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
 from hwnas.errors import EnvironmentMismatchError, MeasurementError, RunError, UsageError
-from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.budget import Budget, feasible_range_ms, rounded_up
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import create_profiler
@@ -28,9 +28,9 @@ DEFAULT_TARGET = 0.5
 
 
 def default_target_ms(model: LatencyModel) -> float:
-    """A limit in the middle of the reachable range, to three digits."""
+    """A limit in the middle of the reachable range, rounded up to three figures."""
     low, high = feasible_range_ms(model)
-    return float(f"{low + DEFAULT_TARGET * (high - low):.3g}")
+    return rounded_up(low + DEFAULT_TARGET * (high - low), figures=3)
 
 
 def target_budget(model: LatencyModel, max_ms: float | None) -> Budget:
