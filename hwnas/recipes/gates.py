@@ -17,9 +17,10 @@ from hwnas.search.schemes import Alternating
 def gates(*, num_epochs: int = 90, batch_size: int = 64, arch_lr: float = 0.01, arch_every: int = 2) -> Recipe:
     """The gates of ProxylessNAS with the pace of FBNet, held to a hard limit; for searches of few epochs too.
 
-    Of the relaxations that run one path, this one's gradient follows what options do to the loss, and needs the fewest
-    steps to be heard (``benchmarks/gradients.py``). Straight-through Gumbel follows it poorly: the gradient through the
-    one option that runs says what its scale does, which the next batch-norm takes away.
+    Of the relaxations that run one path and probe at most one more option a choice, this one's gradient follows what
+    options do to the loss most closely, and needs the fewest steps to be heard (``benchmarks/gradients.py``).
+    Straight-through Gumbel follows it poorly: the gradient through the one option that runs says what its scale does,
+    which the next batch-norm takes away.
 
     Args:
         num_epochs: Passes over the weights' images.
