@@ -295,6 +295,17 @@ def test_nan_stops_the_search_and_names_the_step(tmp_path: Path, small: Budget, 
         search(small, digits, recipe, folder(tmp_path / "run"))
 
 
+def test_networks_of_random_weights_are_not_compared_without_a_word(
+    tmp_path: Path, small: Budget, digits: ImageData, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = short(scheme=WeightsOnly(), regularizers=(), derivation=SampleAndScore(num_samples=2), num_epochs=0)
+    found = search(small, digits, recipe, folder(tmp_path / "untrained"))
+    assert "compared with random weights" in caplog.text
+    caplog.clear()
+    search(small, digits, recipe, folder(tmp_path / "trained"), weights=found.supernet.state_dict())
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("broken", [4, 9])  # 9 is the last one
 def test_a_step_that_breaks_the_weights_is_not_kept(
     broken: int, tmp_path: Path, small: Budget, digits: ImageData

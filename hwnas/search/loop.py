@@ -139,7 +139,7 @@ def search(
             if stop:
                 raise KeyboardInterrupt
     if not path.exists():  # no epochs at all
-        checkpoints.offer(state, now=True)
+        _keep_at_once(checkpoints, state, weights)
     if _rolled_back(state, recipe, checkpoints, say if rank() == 0 else _silent):
         return again(budget, data, recipe, run, weights=weights, candidates=candidates)
     return _result(state, recipe, images)
@@ -158,6 +158,15 @@ def _after_stages(
 def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) -> Checkpoints:
     reach = recipe.stopper.reach if recipe.stopper and recipe.roll_back else None
     return Checkpoints(path, seconds, data.fingerprint, reach=reach)
+
+
+def _keep_at_once(checkpoints: Checkpoints, state: SearchState, weights: dict[str, Tensor] | None) -> None:
+    if weights is None:
+        logger.warning(
+            "The search has no steps: networks will be compared with random weights. Search for more --epochs, or "
+            "start from a trained supernet with --weights-from RUN."
+        )
+    checkpoints.offer(state, now=True)
 
 
 def _result(state: SearchState, recipe: Recipe, images: tuple[ImageDataset, ImageDataset | None]) -> SearchResult:
