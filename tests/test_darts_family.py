@@ -49,16 +49,16 @@ SIZES = {"train": 80, "test": 40}
 
 
 def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: str) -> None:
-    methods = ("--methods", "p_darts,random", "--data", data)
+    methods = ("--methods", "p_darts,random:num_samples=2,drawn", "--data", data)
     run("search", *PLAN, *methods)
     kept = Path("runs/darts-family/results.jsonl").read_text()
-    assert len(kept.splitlines()) == 2
+    assert len(kept.splitlines()) == 3
     run("search", *PLAN, *methods)
     assert Path("runs/darts-family/results.jsonl").read_text() == kept
     table = run("summary", *PLAN, *methods)
     for column in ("supernet", "inherited", "recalibrated", "retrained", "skips", "eigenvalue"):
         assert column in table
-    for method in ("p_darts", "random"):
+    for method in ("p_darts", "random:num_samples=2", "drawn"):
         assert re.search(rf"^{method}\s+images\.npz\s+1\s", table, re.MULTILINE)
     assert "images.npz" in run("summary", *PLAN, "--data", "npz:elsewhere/images.npz")
     assert run("summary", *PLAN, "--data", "digits") == "nothing was kept with these settings\n"
@@ -90,13 +90,27 @@ def test_what_a_method_cannot_search_is_left_out_before_the_first_search(
 
 
 def test_every_method_has_the_candidates_of_its_paper(load_benchmark: Callable[[str], ModuleType]) -> None:
-    script = load_benchmark("darts_family")
+    script = load_benchmark("darts_methods")
     shown = argparse.Namespace(space="darts-cell:channels=4,num_cells=3,resolution=16,stem_stride=8")
     options = {name: script.space_of(name, shown).options for name in ("beta_darts", "asap", "darts", "gold_nas")}
     assert options["beta_darts"]["with_none"] == 0
     assert options["asap"]["inputs"] == 0
     assert (options["darts"]["with_none"], options["darts"]["inputs"]) == (1, 2)
     assert options["gold_nas"]["stem_stride"] == 8
+
+
+def test_no_method_has_a_limit_unless_all_have_the_same(load_benchmark: Callable[[str], ModuleType]) -> None:
+    script = load_benchmark("darts_methods")
+    for name in ("darts", "fair_darts", "asap", "gold_nas"):  # of their own spaces
+        assert not script.budget_of(name, argparse.Namespace(space=SPACE, limit=1.0)).binds
+    limits = {script.budget_of(name, argparse.Namespace(space=SPACE, limit=0.6)).max_ms for name in ("darts", "asap")}
+    assert len(limits) == 1
+
+
+def test_p_darts_takes_arguments_as_well(load_benchmark: Callable[[str], ModuleType]) -> None:
+    recipe_of = load_benchmark("darts_methods").recipe_of
+    shown = argparse.Namespace(space=SPACE, epochs=3, batch_size=8)
+    assert recipe_of("p_darts:max_skips=5", shown, 1.0).derivation.max_skips == 5
 
 
 def test_searches_need_images(run: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
