@@ -8,7 +8,7 @@ it writes, and what it prints as PART.log while it runs, comes into the folder $
     python benchmarks/gpu.py --parts tables
     python benchmarks/gpu.py --parts engines     # not among the default parts, as all that follow
     python benchmarks/gpu.py --parts nas-bench   # reads scratch/cifar10.npz and scratch/nas_bench_macro.csv
-    python benchmarks/gpu.py --parts darts-family   # the methods and the seed that METHODS and SEED name
+    python benchmarks/gpu.py --parts darts-family   # scratch/cifar10.npz; the methods and the seed of METHODS and SEED
     python benchmarks/gpu.py --dry-run       # the same steps on this processor and the toy space
 """
 
@@ -185,8 +185,10 @@ def darts_family(dry: bool, out: Path) -> Iterator[Row]:
     yield from script(
         "darts_family", out, "costs", "--space", f"darts-cell:{size}", *chosen, "--rounds", 1 if dry else 5
     )
-    common = [*chosen, "--space", f"robust-darts:subspace=2,{size}", "--data", f"npz:{ROOT / 'scratch/cifar10.npz'}"]
-    common += ["--seed", os.environ.get("SEED", "0"), "--images", 40 if dry else 10000]
+    images = ROOT / "scratch/cifar10.npz"
+    data = "digits" if dry and not images.exists() else f"npz:{images}"
+    common = [*chosen, "--space", f"robust-darts:subspace=2,{size}", "--data", data]
+    common += ["--seed", os.environ.get("SEED", "0"), "--images", 80 if dry else 10000]
     common += ["--epochs", 1, "--train-epochs", 1] if dry else ["--epochs", 25, "--train-epochs", 20]
     yield from script("darts_family", out, "search", *common)
     yield from script("darts_family", out, "summary", *common)

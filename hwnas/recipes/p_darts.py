@@ -47,7 +47,8 @@ def p_darts(
         its README, for CIFAR-10; the paper has 0.0 in the first search. For CIFAR-100 0.1, 0.2, 0.3 (unverified).
         Differs: latency is held to the limit, in every search, and a cell above it is replaced by the most probable one
         within it; the gradient of the logits is not clipped, the released code clips it by 5 as well; learning rate and
-        dropout change every step instead of every epoch.
+        dropout change every step instead of every epoch; one cell of at most ``max_skips`` skips is derived, where the
+        released code prints those of at most 8, 7, ... and 0.
     """
     last = Recipe(
         name="p_darts",

@@ -122,7 +122,7 @@ class Recipe:
                 f"recipe '{self.name}': neither {type(self.scheme).__name__} nor {type(self.derivation).__name__} uses "
                 f"images that train no weights; a weight_share of {self.weight_share:g} wastes them. Use 1."
             )
-        if not self.derivation.competing and self.relaxation.kept(torch.zeros(2), progress=1.0) is None:
+        if not self.derivation.competing and self._competing:
             raise UsageError(
                 f"recipe '{self.name}': {type(self.derivation).__name__} judges options one by one; under "
                 f"{type(self.relaxation).__name__} they compete, and the strongest of a choice would always do. Use "
@@ -176,6 +176,7 @@ class Recipe:
                 recipe.stopper.check(recipe, space)
             recipe.relaxation.fit(space, space.candidates)
             recipe._check_nodes(space)
+            recipe._check_candidates(space)
 
     def _check_nodes(self, space: SearchSpace) -> None:
         if self.edge_weights and not space.nodes:
@@ -183,6 +184,21 @@ class Recipe:
                 f"recipe '{self.name}' weighs the edges into a node, of which space '{space.name}' has none that keep "
                 "a number of them. Use a space of cells, such as darts-cell."
             )
+
+    def _check_candidates(self, space: SearchSpace) -> None:
+        moves = self.relaxation.differentiable or self.relaxation.draws
+        alone = all(len(choice.candidates) == 1 for choice in space.choices)
+        if moves and alone and self._competing and not self.edge_weights:
+            raise UsageError(
+                f"recipe '{self.name}' has nothing to choose in space '{space.name}': every choice has one candidate, "
+                f"and of options that compete, as under {type(self.relaxation).__name__}, one is always there. Use a "
+                "recipe with Sigmoid(), such as gold_nas, or another space."
+            )
+
+    @property
+    def _competing(self) -> bool:
+        """Whether one option of every choice is certain."""
+        return self.relaxation.kept(torch.zeros(2), progress=1.0) is None
 
     def supernet(self, space: SearchSpace) -> Supernet:
         """A supernet with random weights, to search a space with.
