@@ -80,7 +80,8 @@ def train(
     options = TrainingOptions(
         num_epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, momentum=momentum,
         weight_decay=weight_decay, warm_up=warm_up, label_smoothing=label_smoothing, ema=ema, mixup=mixup,
-        randaugment=randaugment, cutout=cutout, drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip, teacher=teacher,
+        randaugment=randaugment, cutout=cutout, drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip,
+        teacher=teacher,
     )  # fmt: skip
     with Reporter() as reporter:
         train_run(

@@ -62,7 +62,7 @@ class Unrolled(ArchGradient):
         exact: Form ``M u`` by differentiating ``<dL_tr / dw, u>``, instead of by the published central difference of
             ``dL_tr / d alpha`` at ``w +- (eps / ||u||) u``.
         eps: Length of that step; as published. In a net of few weights it is a long one: there the gradient is off by
-            up to 2 %, and by less than 0.01 % with 1e-4.
+            up to 10 %, and by less than 0.01 % with 1e-4.
 
     Source:
         DARTS, arXiv 1806.09055, equations 7 and 8; momentum and decay in the virtual step as in its released code.
