@@ -31,7 +31,6 @@ LearningRate = Annotated[
 ]
 WeightDecay = Annotated[float | None, typer.Option(help="The optimizer's own if not given.")]
 WarmUp = Annotated[float, typer.Option(help="Share of the training in which the rate rises; 0: none.")]
-Momentum = Annotated[float | None, typer.Option(help="Of sgd (Nesterov) and rmsprop; 0.9 if not given.")]
 Ema = Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.9999; 0: off.")]
 Mixup = Annotated[float, typer.Option(help="Mixes pairs of images, such as 0.2; 0: off.")]
 RandAugment = Annotated[int, typer.Option("--randaugment", help="Magnitude, such as 9; 0: off.")]
@@ -49,7 +48,6 @@ def train(
     batch_size: BatchSize = 64,
     optimizer: Optimizer = "sgd",
     lr: LearningRate = None,
-    momentum: Momentum = None,
     weight_decay: WeightDecay = None,
     warm_up: WarmUp = 0.05,
     label_smoothing: Annotated[float, typer.Option(help="Of the cross-entropy.")] = 0.1,
@@ -78,10 +76,9 @@ def train(
 
     folder = RunFolder.open(run)
     options = TrainingOptions(
-        num_epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, momentum=momentum,
-        weight_decay=weight_decay, warm_up=warm_up, label_smoothing=label_smoothing, ema=ema, mixup=mixup,
-        randaugment=randaugment, cutout=cutout, drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip,
-        teacher=teacher,
+        num_epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
+        warm_up=warm_up, label_smoothing=label_smoothing, ema=ema, mixup=mixup, randaugment=randaugment, cutout=cutout,
+        drop_path=drop_path, auxiliary=auxiliary, grad_clip=grad_clip, teacher=teacher,
     )  # fmt: skip
     with Reporter() as reporter:
         train_run(

@@ -14,7 +14,7 @@ from torchvision import models
 def test_every_option_arrives(hwnas: Any, run: Path, noise: str, tmp_path: Path) -> None:
     torch.save(models.mobilenet_v3_small(num_classes=10).state_dict(), tmp_path / "teacher.pth")
     options = {
-        "epochs": 1, "batch_size": 32, "optimizer": "rmsprop", "lr": 0.01, "momentum": 0.8, "weight_decay": 0.001,
+        "epochs": 1, "batch_size": 32, "optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.001,
         "warm_up": 0.2, "label_smoothing": 0.2, "ema": 0.9, "mixup": 0.3, "randaugment": 4, "cutout": 3,
         "grad_clip": 5.0, "teacher": f"mobilenet_v3_small:{tmp_path}/teacher.pth",
     }  # fmt: skip
