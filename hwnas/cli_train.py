@@ -86,5 +86,4 @@ def train(
             compute=compute(device, precision, accumulate, checkpoint_activations, compile_, channels_last, workers),
         )  # fmt: skip
     if is_first_rank():
-        document = read_json(folder.file("training.json"))
-        say("top-1 {accuracy:.2%}, top-5 {top5:.2%} on held-out images".format(**document))
+        say("top-1 {accuracy:.2%}, top-5 {top5:.2%} on held-out images".format(**read_json(folder.file("training.json"))))
