@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,7 +70,6 @@ def train(
     checkpoint_seconds: CheckpointSeconds = 60.0,
 ) -> None:
     """Train the derived network from scratch; resumes if interrupted. Under torchrun, on several devices."""
-    from hwnas.files import read_json
     from hwnas.run import RunFolder
     from hwnas.steps import train_run
     from hwnas.training import TrainingOptions
@@ -86,4 +86,10 @@ def train(
             compute=compute(device, precision, accumulate, checkpoint_activations, compile_, channels_last, workers),
         )  # fmt: skip
     if is_first_rank():
-        say("top-1 {accuracy:.2%}, top-5 {top5:.2%} on held-out images".format(**read_json(folder.file("training.json"))))
+        _say_accuracy(folder.file("training.json"))
+
+
+def _say_accuracy(path: Path) -> None:
+    from hwnas.files import read_json
+
+    say("top-1 {accuracy:.2%}, top-5 {top5:.2%} on held-out images".format(**read_json(path)))
