@@ -12,8 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-import hwnas
-from hwnas.space.genotype import printed
+from hwnas.space.genotype import nas_bench_201_name
 
 SPACE = "robust-darts:subspace=2,channels=4,num_cells=3,resolution=16"
 PLAN = ("--space", SPACE, "--batch-size", "8", "--epochs", "1", "--train-epochs", "1", "--images", "40")
@@ -139,23 +138,18 @@ def test_a_regret_that_is_not_known_says_why(
         run("regret", "--space", space, "--nb201", str(tmp_path / "truth.csv"))
 
 
-def test_regret_is_looked_up(
-    run: Callable[..., str], tmp_path: Path, load_benchmark: Callable[[str], ModuleType]
+def test_what_is_searched_in_nas_bench_201_has_a_regret(
+    run: Callable[..., str], data: str, tmp_path: Path, load_benchmark: Callable[[str], ModuleType]
 ) -> None:
-    space = hwnas.create_space("nas-bench-201")
-    best = space.architecture([3, 0, 0, 0, 0, 0])
-    script = load_benchmark("darts_family")
-    name = printed(best)
-    assert name is not None
+    space = "nas-bench-201:num_cells=1,width=0.5,resolution=16"
+    run("search", *PLAN, "--space", space, "--methods", "gdas", "--data", data)
+    (row,) = load_benchmark("darts_family").RESULTS.all(space=space)
+    name, truth = nas_bench_201_name(row["architecture"]), tmp_path / "truth.csv"
     assert re.fullmatch(r"\|\w+~0\|\+\|\w+~0\|\w+~1\|\+\|\w+~0\|\w+~1\|\w+~2\|", name)
-    script.RESULTS.add({"method": "gdas", "seed": 1, "space": "nas-bench-201", "architecture": dict(best.options)})
-    (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90.5\nother,94.0\n")
-    table = run("regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv"))
-    assert re.search(r"gdas\s+seed 1: 90\.50, regret 3\.50", table)
-    (tmp_path / "truth.csv").write_text(f"arch,accuracy\n{name},90\n{name},91\n")
-    table = run("regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv"))
-    assert "seed 1: 90.50, regret 0.00" in table  # several trainings of one cell count as their mean
-    (tmp_path / "truth.csv").write_text("arch,accuracy\nother,94.0\n")
-    assert f"{name} is not in the file" in run(
-        "regret", "--space", "nas-bench-201", "--nb201", str(tmp_path / "truth.csv")
-    )
+    for rows, expected in (
+        (f"{name},90.5\nother,94.0\n", r"gdas\s+seed 0: 90\.50, regret 3\.50"),
+        (f"{name},90\n{name},91\n", r"seed 0: 90\.50, regret 0\.00"),  # trainings of one cell count as their mean
+        ("other,94.0\n", rf"{re.escape(name)} is not in the file"),
+    ):
+        truth.write_text(f"arch,accuracy\n{rows}")
+        assert re.search(expected, run("regret", "--space", space, "--nb201", str(truth)))

@@ -31,7 +31,7 @@ from hwnas.search.protocols import Finished
 from hwnas.search.relaxations import BinaryGates, Categorical, Concrete, StraightThroughGumbel
 from hwnas.search.schedules import Linear, Phases, value_at
 from hwnas.search.schemes import Alternating, Reinforce
-from hwnas.space import create_space
+from hwnas.space import create_space, macs
 from hwnas.steps import supernet_weights
 from hwnas.testing.toys import toy_latency_model, toy_table
 
@@ -270,6 +270,16 @@ def test_what_is_said_after_a_loss_is_not_finite_works(
     assert all(torch.isfinite(value).all() for value in load_checkpoint(run / "search.pt")["supernet"].values())
     hwnas(*command, "--set", "rate=0.01", "--output", run, "--resume").failed(1, "another recipe", "another output")
     assert "target met" in hwnas(*command, "--set", "rate=0.01", "--output", other, "--weights-from", run).done()
+
+
+@pytest.mark.parametrize("name", ["darts", "snas", "gdas", "cp_nas", "beta_darts", "gates"])
+def test_a_search_with_nothing_to_choose_is_refused(name: str) -> None:
+    gold = create_space("gold-nas", channels=4, num_cells=3, resolution=16)
+    model = LatencyModel.counting(gold, macs)
+    budget = Budget(model, feasible_range_ms(model)[1] / 2)
+    create_recipe("gold_nas").check(budget)
+    with pytest.raises(UsageError, match=rf"recipe '{name}' has nothing to choose in space 'gold-nas'.* gold_nas"):
+        create_recipe(name).check(budget)
 
 
 def test_too_few_images_for_the_architecture(tmp_path: Path) -> None:
