@@ -56,6 +56,24 @@ def test_edges_are_dropped_image_by_image() -> None:
     assert drop_path(x, 0.0) is x
 
 
+@pytest.mark.parametrize("name", ["darts", "pc_darts"])
+def test_a_node_adds_up_what_edges_weigh_and_images_keep(name: str) -> None:
+    step, seen = toy_step(replace(create_recipe(name), drop_path=0.75), space=CELLS), dict[str, torch.Tensor]()
+    layers = step.state.supernet.double().layers
+    for edge in ("cell0_edge02", "cell0_edge12", "cell0_node2"):  # a node passes on what it gets
+        layers[edge].register_forward_hook(lambda module, inputs, output, edge=edge: seen.update({edge: output}))  # type: ignore[misc]
+    gates = step.draw(Softmax())
+    step.state.supernet.drop(skips=0.0, paths=0.75)
+    with torch.no_grad(), step.compute.seeded(1):
+        step.state.supernet(step.weight_batch[0].double(), gates)
+    beta = gates[CELLS.nodes[0].name].weights if name == "pc_darts" else torch.ones(2)
+    first, second = 4 * beta[0] * seen["cell0_edge02"], 4 * beta[1] * seen["cell0_edge12"]
+    sums = torch.stack([torch.zeros_like(first), first, second, first + second])  # all that can be left of an image
+    fits = [[torch.allclose(each, found) for each in sums[:, i]] for i, found in enumerate(seen["cell0_node2"])]
+    assert all(sum(fit) == 1 for fit in fits)
+    assert len({fit.index(True) for fit in fits}) > 1, "every image lost the same"
+
+
 def test_skips_that_stride_have_no_dropout() -> None:
     supernet = Supernet(CELLS, drops_skips=True)
     for layer in CELLS.layers:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import runpy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
+from hwnas.search.epochs import end_epoch
+from hwnas.search.growing import PRICE
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Candidates, Epoch, Finished, Pruner
 from hwnas.search.pruners import BelowShare, BelowThreshold, DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
 from hwnas.search.relaxations import Sigmoid, Softmax
 from hwnas.search.schedules import value_at
-from hwnas.search.step import SearchStep, Task
+from hwnas.search.step import Part, SearchStep, Task
 from hwnas.search.surviving import survivors
 from hwnas.space import NONE, SearchSpace, create_space, without_dead
 from hwnas.steps import search_run
@@ -102,9 +106,10 @@ def test_options_that_stay_keep_their_ratios() -> None:
 def test_weak_operators_leave_and_their_choices_become_none() -> None:
     step = step_of("gold_nas", GOLD)
     p = step.probabilities()
-    left = BelowThreshold(0.3, to_limit=False)(step)
-    for name, among in left.items():
-        assert among == (0,) or float(p[name][1]) >= 0.3
+    threshold = sorted(float(values[1]) for values in p.values())[len(p) // 3]  # of one operator, which stays
+    left = BelowThreshold(threshold, to_limit=False)(step)
+    strong = {name: (1,) if float(values[1]) >= threshold else (0,) for name, values in p.items()}
+    assert left == without_dead(strong, GOLD)
     assert set(left.values()) == {(0,), (1,)}
     step.state.candidates = left
     for name, among in left.items():
@@ -114,13 +119,13 @@ def test_weak_operators_leave_and_their_choices_become_none() -> None:
 
 def test_so_many_leave_every_epoch_and_what_has_left_stays_away() -> None:
     step = step_of("gold_nas", GOLD)
-    alive = [len(GOLD.choices)]
-    for _ in range(4):
-        before = step.state.candidates
+    p = step.probabilities()
+    weakest_first = sorted(GOLD.choice_names, key=lambda name: float(p[name][1]))
+    for epoch in range(1, 5):  # so few that nothing is dead without them
         step.state.candidates = BelowThreshold(1e-9, at_least=5, to_limit=False)(step)
-        assert all(among == (0,) for name, among in step.state.candidates.items() if before[name] == (0,))
-        alive.append(sum(among == (1,) for among in step.state.candidates.values()))
-    assert all(a - b >= 5 for a, b in itertools.pairwise(alive))
+        gone = {name for name, among in step.state.candidates.items() if among == (0,)}
+        assert gone == set(weakest_first[: 5 * epoch])
+    assert BelowThreshold(1e-9, to_limit=False)(step) == step.state.candidates
 
 
 def test_pruning_ends_at_the_limit() -> None:
@@ -139,15 +144,32 @@ def test_pruning_ends_at_the_limit() -> None:
     assert {name for name, among in gone.items() if among == (1,)} < found[0]
 
 
+@dataclass(frozen=True)
+class Flat(SearchStep):
+    """A step whose task loss is the same everywhere."""
+
+    def losses(self, batch: Any, gates: Gates, *, label_smoothing: float = 0.0) -> Iterator[Part]:
+        yield Part(torch.stack([0 * gate.weights.sum() for gate in gates.values()]).sum(), torch.zeros(()))
+
+
 def test_without_cost_and_without_a_gradient_nothing_leaves() -> None:
-    step = step_of("gold_nas", GOLD, regularizers=())
-    step.state.arch_optimizer = step.recipe.arch_optimizer(step.state.logits.values())
-    for logit in step.state.logits.values():
-        logit.data.zero_()
-    gates = step.draw(step.recipe.relaxation)
-    zeros = {name: torch.zeros_like(logit) for name, logit in step.state.logits.items()}
-    step.move_logits(zeros, gates, step.context(gates))
-    assert BelowThreshold(0.01)(step) == step.state.candidates
+    pruner: Any = create_recipe("gold_nas", min_prune_per_epoch=0).pruner
+    step = Flat(**vars(step_of("gold_nas", GOLD, pruner=pruner)))
+    logits, recipe = step.state.logits, step.recipe
+    step.state.arch_optimizer = recipe.arch_optimizer(logits.values())
+    border = math.log(pruner.threshold / (1 - pruner.threshold))
+    for logit in logits.values():
+        logit.data.fill_(border + 0.01)  # the weakest that stay
+    before = {name: logit.detach().clone() for name, logit in logits.items()}
+    for _ in range(2):
+        recipe.scheme(step)
+        end_epoch(step)
+    assert step.state.scalars[PRICE] == 0
+    assert all(torch.equal(before[name], logit) for name, logit in logits.items())
+    assert step.state.candidates == GOLD.candidates
+    logits["cell0_edge02_sep3"].data.fill_(border - 0.01)
+    assert pruner(step) == {**GOLD.candidates, "cell0_edge02_sep3": (0,)}
+    assert [*create_recipe("gold_nas").pruner(step).values()].count((0,)) == 4  # type: ignore[misc]
 
 
 def outputs(step: SearchStep, candidates: Candidates) -> dict[str, Tensor]:
@@ -247,6 +269,8 @@ class Played(SearchStep):
     """A step in which the accuracy of a network is the sum of what its options bring."""
 
     def run(self, batch: Any, gates: Gates, **options: Any) -> Task:
+        half = self.weight_batch if options.get("weights") else self.next_arch_batch()
+        assert batch is half, "weights move on images of their half, and networks are rated on those of the other"
         ran.append({name: gate.active[0] for name, gate in gates.items()})
         accuracy = sum(float(SCORES[name][gate.active[0]]) for name, gate in gates.items())
         return Task(torch.zeros((), dtype=torch.float64), accuracy, {})
@@ -290,8 +314,10 @@ def test_rated_by_a_sum_of_scores_the_best_option_of_every_choice_survives() -> 
     for left in (3, 2):  # two rounds for three options
         for _ in range(100):  # what other choices add to a sample is noise, 0.6 of it, less than 0.5 in the mean of 100
             ran.clear()
+            fetched = step.state.arch_batches
             recipe.scheme(step)
             assert len(ran) == 2 * left  # as many weight steps as ratings
+            assert step.state.arch_batches == fetched + 1  # all are rated on the same images
             for name in SCORES:
                 assert len({each[name] for each in ran[:left]}) == left
                 assert [each[name] for each in ran[left:]] == [each[name] for each in ran[:left]]

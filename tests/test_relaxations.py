@@ -52,13 +52,44 @@ def test_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "relaxation", [Categorical(), BinaryGates("all"), *map(StraightThroughGumbel, (0.1, 1.0, 10.0)), Concrete(0.5)]
+    "relaxation", [Categorical(), BinaryGates("all"), *map(StraightThroughGumbel, (0.1, 1.0, 10.0))]
 )
 def test_options_are_drawn_with_their_probabilities(relaxation: Relaxation) -> None:
     generator = torch.Generator().manual_seed(0)
     counts = Counter(int(relaxation(SHARP, progress=0, generator=generator)["a"].weights.argmax()) for _ in range(4000))
     # A right sampler is rejected at this level once in a thousand seeds; the seed is fixed.
     assert chisquare([counts[i] for i in range(3)], [2800, 800, 400]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("tau", [0.03, 0.3, 1.0, 5.0])
+def test_the_largest_of_a_concrete_sample_has_its_probability_at_any_temperature(tau: float) -> None:
+    columns = {"a": nn.Parameter(SHARP["a"].detach()[:, None].expand(3, 100_000))}  # as many draws at once
+    counts = torch.bincount(drawn(Concrete(tau), columns).weights.argmax(0), minlength=3)
+    assert chisquare(counts.tolist(), [70_000, 20_000, 10_000]).pvalue > 1e-3  # as above
+
+
+@pytest.fixture
+def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.search.relaxations.gumbel", lambda like, generator: torch.zeros_like(like))
+
+
+@pytest.mark.usefixtures("without_noise")
+@pytest.mark.parametrize("tau", [0.3, 1.0, 5.0])
+def test_without_noise_a_concrete_sample_is_the_tempered_softmax(tau: float) -> None:
+    weights = drawn(Concrete(tau), SHARP).weights
+    torch.testing.assert_close(weights, torch.softmax(SHARP["a"] / tau, 0), rtol=1e-14, atol=0)  # some roundings
+
+
+@pytest.mark.usefixtures("without_noise")
+def test_without_noise_snas_begins_with_the_forward_pass_of_darts() -> None:
+    found = []
+    for name in ("snas", "darts"):
+        step = toy_step(create_recipe(name), num_layers=2, progress=0.0)
+        for logit in step.state.logits.values():
+            logit.data = logit.data.double()
+        gates = step.draw(step.recipe.relaxation)
+        found.append(step.state.supernet.double()(step.weight_batch[0].double(), gates))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)  # float64: roundings through a few layers
 
 
 def test_uniform_paths_ignore_the_logits() -> None:

@@ -7,19 +7,28 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from hwnas.data import load_data
+from hwnas.latency.budget import Budget, feasible_range_ms
 from hwnas.latency.journal import Journal
+from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
+from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
+from hwnas.search.derivations import StrongestEdges
+from hwnas.search.loop import search
+from hwnas.search.recipe import Recipe, Stage
 from hwnas.space import create_space
 from hwnas.steps import search_run, train_run
-from hwnas.testing.toys import AnalyticProfiler
+from hwnas.testing.toys import AnalyticProfiler, toy_space, toy_table
 from hwnas.training import TrainingOptions
 
 Run = Callable[..., Any]
@@ -232,6 +241,38 @@ def test_search_interrupted_again_and_again(
 
     interrupted(work, seed=0, num_steps=SEARCH_STEPS)
     assert_same_search(tmp_path / "run", steady)
+
+
+def in_a_chain(recipe: Recipe) -> Recipe:
+    """The same for a space without cells, which no deeper proxy is made of: three options, then two, then one."""
+    stages = tuple(Stage(in_a_chain(stage.recipe), keep) for stage, keep in zip(recipe.stages, (2, 1), strict=False))
+    return replace(recipe, proxy={}, derivation=StrongestEdges(), stages=stages)
+
+
+def test_p_darts_interrupted_in_and_between_its_searches(tmp_path: Path) -> None:
+    space, data, seen = toy_space(num_layers=1), load_data("digits", resolution=8), list[int]()
+    few = replace(data, train=data.train.subset(np.arange(80)))  # so that every epoch is a step
+    recipe = in_a_chain(create_recipe("p_darts", num_epochs=4, batch_size=32))  # logits move in the last two of four
+    model = LatencyModel.from_table(space, toy_table(space))
+    work = partial(search, Budget(model, feasible_range_ms(model)[1]), few, recipe)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+
+    def progress(what: str, done: int, *more: Any) -> None:
+        seen.append(done)
+        if len(seen) in (4, 6, 10):  # the first search, at its last step; the second, at its first, and at its last
+            raise Interruption
+
+    for _ in range(3):
+        with pytest.raises(Interruption):
+            work(RunFolder(cut), checkpoint_seconds=0.0, progress=progress)
+    found, expected = work(RunFolder(cut), progress=progress), work(RunFolder(whole))
+    assert seen == [1, 2, 3, 4, *(4, 1), *(1, 2, 3, 4), *(4, 1, 2, 3, 4)]
+    assert_equal(dict(found.candidates), dict(expected.candidates))
+    for name in ("stage1", "stage2", "."):
+        assert (cut / name / "search.jsonl").read_bytes() == (whole / name / "search.jsonl").read_bytes()
+        assert_equal(*(torch.load(run / name / "search.pt", weights_only=True) for run in (cut, whole)))
 
 
 def test_training_interrupted_again_and_again(untrained: Path, steady: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,20 @@ from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
 from hwnas.errors import UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms
+from hwnas.latency.model import LatencyModel
 from hwnas.recipes import create_recipe
 from hwnas.run import RunFolder
 from hwnas.search.checkpoints import Checkpoints
 from hwnas.search.cutout import cut_out
 from hwnas.search.epochs import end_epoch
 from hwnas.search.loop import SearchResult, search
-from hwnas.search.protocols import Epoch, SearchState, Stopper
+from hwnas.search.protocols import Batch, Epoch, SearchState, Stopper
 from hwnas.search.schedules import Linear, value_at
+from hwnas.search.schemes import Alternating
 from hwnas.search.step import SearchStep
 from hwnas.search.stoppers import EigenvalueRise, RollBack, SkipCount, StableRanking
 from hwnas.testing.parts import toy_step
-from hwnas.testing.toys import toy_latency_model
+from hwnas.testing.toys import toy_latency_model, toy_space, toy_table
 
 EPOCH_STEPS = 2
 
@@ -180,6 +182,40 @@ def test_cutout_takes_squares_from_a_share_of_the_images() -> None:
     assert int(sizes.max()) == 256
     rows, columns = every.any(2).sum(1), every.any(1).sum(1)
     assert torch.equal(rows * columns, sizes)
+
+
+@dataclass(frozen=True)
+class Seen(Alternating):
+    """Keeps the images of its steps."""
+
+    images: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+
+    def __call__(self, step: SearchStep) -> dict[str, float]:
+        def fetch() -> Batch:
+            batch = step.next_arch_batch()
+            self.images.append(("logits", batch[0]))
+            return batch
+
+        self.images.append(("weights", step.weight_batch[0]))
+        return super().__call__(replace(step, next_arch_batch=fetch))
+
+
+def test_a_search_cuts_the_images_of_its_weight_steps_and_no_others(tmp_path: Path) -> None:
+    space, seen, data = toy_space(num_layers=1, resolution=32), Seen(), load_data("digits", resolution=32)
+    model = LatencyModel.from_table(space, toy_table(space))
+    dropping = create_recipe("robust_darts", mode="drop_path", batch_size=32, num_epochs=3)  # CutOut from 0 to 1
+    recipe = replace(dropping, scheme=seen, drop_path=0.0)  # there are no edges
+    few = replace(data, train=data.train.subset(np.arange(80)))  # one step an epoch
+    search(Budget(model, feasible_range_ms(model)[1]), few, recipe, RunFolder(tmp_path))
+    kinds, batches = zip(*seen.images[2:], strict=True)  # the first of either kind is of the rehearsal
+    assert kinds == ("weights", "logits") * 3
+    holes = [(images == 0).all(1) for images in batches]  # zero is no grey of a digit
+    rows, columns = (torch.cat([hole.any(side).sum(1) for hole in holes]) for side in (2, 1))
+    assert torch.equal(rows * columns, torch.cat(holes).sum((1, 2)))
+    assert max(int(rows.max()), int(columns.max())) == 16
+    cut = [int(hole.any(2).any(1).sum()) for hole in holes]
+    assert cut[1::2] == [0, 0, 0]
+    assert 0 == cut[0] < cut[2] < cut[4] < 32  # in the mean a third and two thirds
 
 
 def test_recipes_of_darts_plus_and_robust_darts() -> None:

@@ -145,7 +145,7 @@ def test_contract_of_recipes(name: str) -> None:
     check_scheme(recipe, space=CELLS if name in ("p_darts", "pc_darts") else None)
 
 
-@pytest.mark.parametrize("scheme", ["alternating", "unrolled", "reinforce"])
+@pytest.mark.parametrize("scheme", ["alternating", "unrolled", "amended", "mixed-level", "reinforce"])
 @pytest.mark.parametrize("relaxation", ["softmax", "two-path", "categorical"])
 def test_architecture_steps_leave_weights_and_buffers_alone(relaxation: str, scheme: str) -> None:
     if not works(relaxation, scheme, "none"):

@@ -256,7 +256,13 @@ def test_every_second_epoch_is_measured_on_architecture_images() -> None:
 def test_the_eigenvalue_is_that_of_the_loss_on_architecture_images() -> None:
     step = toy_step(replace(DARTS, stopper=EigenvalueRise()), num_layers=2)
     decay = step.state.arch_optimizer.param_groups[0]["weight_decay"]
+    held = [*step.state.supernet.parameters(), *step.state.logits.values()]
+    for parameter in held:
+        parameter.grad = torch.randn_like(parameter)
+    before = [value.clone() for value in (*step.state.supernet.buffers(), *held, *(p.grad for p in held))]
     found = EigenvalueRise().measure(step)["eigenvalue"]
+    after = *step.state.supernet.buffers(), *held, *(p.grad for p in held)
+    assert all(map(torch.equal, before, after)), "statistics, weights, logits or their gradients are not as they were"
     train, val = (dominant_eigenvalue(step, batch) for batch in (step.weight_batch, step.next_arch_batch()))
     assert found == pytest.approx(val + decay, rel=1e-5)
     assert abs(train - val) > 1e-3 * abs(val)

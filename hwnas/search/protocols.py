@@ -227,9 +227,11 @@ class UpdateScheme(Protocol):
 
     Attributes:
         needs_arch_split: Whether batches of the architecture half are used.
+        moves_logits: Whether logits ever move.
     """
 
     needs_arch_split: ClassVar[bool] = True
+    moves_logits: ClassVar[bool] = True
 
     def check(self, recipe: Recipe) -> None:
         """Refuses parts of a recipe that would have no effect, or cannot work, under this scheme.

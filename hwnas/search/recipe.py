@@ -186,9 +186,8 @@ class Recipe:
             )
 
     def _check_candidates(self, space: SearchSpace) -> None:
-        moves = self.relaxation.differentiable or self.relaxation.draws
         alone = all(len(choice.candidates) == 1 for choice in space.choices)
-        if moves and alone and self._competing and not self.edge_weights:
+        if alone and self._competing and self.scheme.moves_logits and not self.edge_weights:
             raise UsageError(
                 f"recipe '{self.name}' has nothing to choose in space '{space.name}': every choice has one candidate, "
                 f"and of options that compete, as under {type(self.relaxation).__name__}, one is always there. Use a "

@@ -189,6 +189,7 @@ class WeightsOnly(UpdateScheme):
     """
 
     needs_arch_split: ClassVar[bool] = False
+    moves_logits: ClassVar[bool] = False
 
     def check(self, recipe: Recipe) -> None:
         """See ``UpdateScheme``."""
