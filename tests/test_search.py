@@ -24,7 +24,7 @@ from hwnas.recipes import create_recipe, recipe_names
 from hwnas.run import RunFolder
 from hwnas.search.derivations import MostProbableWithinBudget, SampleAndScore
 from hwnas.search.loop import search
-from hwnas.search.protocols import Context, Finished
+from hwnas.search.protocols import Context, Derivation, Finished
 from hwnas.search.recipe import Recipe
 from hwnas.search.regularizers import MULTIPLIER, AdaptiveLatency, hard_limit
 from hwnas.search.relaxations import StraightThroughGumbel, gumbel
@@ -173,12 +173,19 @@ def test_derivation_from_a_one_hot_state_returns_that_architecture(budget: Budge
     assert next(MostProbableWithinBudget()(untrained(probabilities), budget)) == wanted
 
 
-def test_derivation_drops_its_floor_where_the_band_is_empty() -> None:
+@pytest.mark.parametrize("derivation", [MostProbableWithinBudget(), SampleAndScore(3, floor=0.98)])
+def test_derivation_comes_as_near_to_the_limit_as_the_space_does(derivation: Derivation) -> None:
     _, model = toy_latency_model()
-    low, _ = feasible_range_ms(model)
-    probabilities = {name: torch.tensor([0.5, 0.4, 0.1]) for name in model.space.choice_names}
-    only = list(MostProbableWithinBudget(floor=1.0)(untrained(probabilities), Budget(model, low * 1.001)))
-    assert [a.options for a in only] == [model.space.architecture([2, 2, 2]).options]
+    networks = [model.space.architecture(options) for options in itertools.product(range(3), repeat=3)]
+    latencies = np.sort([model.exact_ms(each) for each in networks])
+    probabilities = {name: torch.tensor([0.05, 0.05, 0.9]) for name in model.space.choice_names}  # all skips
+    gaps = [(low, high) for low, high in itertools.pairwise(latencies) if low < 0.95 * high]
+    assert len(gaps) > 1
+    for slowest, above in gaps:
+        found = next(derivation(Finished(probabilities, lambda each: 0.5), Budget(model, above * 0.999)))
+        assert slowest * 0.98 <= model.exact_ms(found) <= slowest * (1 + 1e-9)
+    without = next(MostProbableWithinBudget()(untrained(probabilities), Budget(model, latencies[-1] * 1.1)))
+    assert model.exact_ms(without) == pytest.approx(latencies[0]), "no limit, and so the most probable"
 
 
 @pytest.mark.parametrize("slowdown", [0.85, 0.93, 1.0, 1.08, 1.6])

@@ -55,6 +55,12 @@ class Budget:
         """Predicted latency of the fastest and of the slowest network."""
         return feasible_range_ms(self.model)
 
+    @cached_property
+    def slowest_ms(self) -> float:
+        """Predicted latency of the slowest network that keeps the limit."""
+        slowest = next(solve(self.model, _no_scores(self.model), max_ms=self.max_ms, latency=1.0))
+        return float(self.model.exact_ms_many([slowest])[0])
+
     @property
     def binds(self) -> bool:
         """Whether some network of the space exceeds the limit."""

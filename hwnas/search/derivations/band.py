@@ -41,9 +41,14 @@ def floor_ms(derivation: Floored, budget: Budget) -> float:
     return derivation.floor * budget.max_ms if derivation.floor else -math.inf
 
 
+def lowered_floor_ms(derivation: Floored, budget: Budget) -> float:
+    """The same share of the slowest network that keeps the limit, for one that none comes near; none if all keep it."""
+    return derivation.floor * budget.slowest_ms if derivation.floor and budget.binds else -math.inf
+
+
 def sampler_within(derivation: Floored, finished: Finished, budget: Budget) -> BandSampler:
-    """Draws from the final probabilities between floor and limit; below the limit where that band is empty."""
+    """Draws from the final probabilities between floor and limit; from a lower floor where that band is empty."""
     scores = log_probabilities(finished.probabilities, budget.model.space)
     sampler = BandSampler(budget.model, scores, max_ms=budget.max_ms, min_ms=floor_ms(derivation, budget))
     empty = next(sampler.distinct(finished.seed), None) is None
-    return replace(sampler, min_ms=-math.inf) if empty else sampler
+    return replace(sampler, min_ms=lowered_floor_ms(derivation, budget)) if empty else sampler

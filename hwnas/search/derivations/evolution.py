@@ -41,7 +41,7 @@ class Evolution(Derivation):
         num_mutations: Children of one parent; each option is drawn anew, uniformly, at the mutation rate.
         num_crossovers: Children of two parents; each option is that of either. The edges of a node count as one option.
         mutation_rate: Probability to draw an option anew, above 0 and at most 1.
-        floor: Share of the limit to use at least, from 0 to 0.99; dropped where the space has no network in that band.
+        floor: Share of the limit to use at least, from 0 to 0.99; lowered where the space has no network in that band.
 
     Raises:
         UsageError: A number is out of range, or children do not fit into the population.

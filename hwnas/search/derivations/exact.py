@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.latency.budget import Budget, solve
-from hwnas.search.derivations.band import check_floor, floor_ms
+from hwnas.search.derivations.band import check_floor, floor_ms, lowered_floor_ms
 from hwnas.search.protocols import Derivation, Finished
 from hwnas.search.sampling import Unseen, log_probabilities
 from hwnas.space import Architecture, whole
@@ -41,7 +41,8 @@ class MostProbableWithinBudget(Derivation):
     """The most probable architecture whose predicted latency uses the limit and keeps it, exactly.
 
     Maximises ``sum log p`` over one option a choice with ``floor * max_ms <= latency <= max_ms``, as a 0/1
-    programme; where the space has no network in that band, the lower bound is dropped.
+    programme; where the space has no network in that band, the lower bound is that share of the slowest network that
+    keeps the limit, or nothing where all networks keep it.
 
     Args:
         floor: Share of the limit to use at least, from 0 to 1; a budget left unused buys nothing.
@@ -64,6 +65,6 @@ class MostProbableWithinBudget(Derivation):
         model, space = budget.model, budget.model.space
         scores = log_probabilities(finished.probabilities, space)
         unseen = Unseen(space)
-        yield from unseen.among(solve(model, scores, max_ms=budget.max_ms, min_ms=floor_ms(self, budget)))
-        if not len(unseen):
-            yield from unseen.among(solve(model, scores, max_ms=budget.max_ms))
+        for min_ms in (floor_ms, lowered_floor_ms):
+            if not len(unseen):
+                yield from unseen.among(solve(model, scores, max_ms=budget.max_ms, min_ms=min_ms(self, budget)))

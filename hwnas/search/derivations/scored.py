@@ -30,7 +30,7 @@ class SampleAndScore(Derivation):
     Args:
         num_samples: Architectures to score; fewer where draws find no more.
         num_likely: The most probable ones among them; the rest is drawn.
-        floor: Share of the limit to use at least, from 0 to 0.99; dropped where the space has no network in that band.
+        floor: Share of the limit to use at least, from 0 to 0.99; lowered where the space has no network in that band.
 
     Raises:
         UsageError: A number is out of range.
