@@ -138,7 +138,7 @@ def search(
             checkpoints.offer(state, now=stop or _over(state, recipe, total))
             if stop:
                 raise KeyboardInterrupt
-    if not path.exists():  # no epochs at all
+    if not state.step:  # no epochs at all
         _keep_at_once(checkpoints, state, weights)
     if _rolled_back(state, recipe, checkpoints, say if rank() == 0 else _silent):
         return again(budget, data, recipe, run, weights=weights, candidates=candidates)
@@ -161,7 +161,7 @@ def _checkpoints(path: Path, recipe: Recipe, seconds: float, data: ImageData) ->
 
 
 def _keep_at_once(checkpoints: Checkpoints, state: SearchState, weights: dict[str, Tensor] | None) -> None:
-    if weights is None:
+    if weights is None and rank() == 0:
         logger.warning(
             "The search has no steps: networks will be compared with random weights. Search for more --epochs, or "
             "start from a trained supernet with --weights-from RUN."
