@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from hwnas.errors import HwnasError, RunError
 from hwnas.files import write_atomic
@@ -19,6 +20,11 @@ from hwnas.files import write_atomic
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, atomically."""
     write_atomic(path, to_bytes(state))
+
+
+def has_finite_weights(network: nn.Module) -> bool:
+    """Whether no parameter is NaN or infinite."""
+    return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
 
 
 def to_bytes(state: Mapping[str, Any]) -> bytes:

@@ -58,8 +58,7 @@ class Budget:
     @cached_property
     def slowest_ms(self) -> float:
         """Predicted latency of the slowest network that keeps the limit."""
-        slowest = next(solve(self.model, _no_scores(self.model), max_ms=self.max_ms, latency=1.0))
-        return float(self.model.exact_ms_many([slowest])[0])
+        return _extreme_ms(self.model, sign=1, max_ms=self.max_ms)
 
     @property
     def binds(self) -> bool:
@@ -79,10 +78,13 @@ def rounded_up(ms: float, *, figures: int = 4) -> float:
 
 def feasible_range_ms(model: LatencyModel) -> tuple[float, float]:
     """Predicted latency of the fastest and of the slowest network of the model's space."""
-    low, high = (
-        float(model.exact_ms_many([next(solve(model, sign * _no_scores(model), latency=-sign))])[0]) for sign in (1, -1)
-    )
-    return low, high
+    return _extreme_ms(model, sign=-1), _extreme_ms(model, sign=1)
+
+
+def _extreme_ms(model: LatencyModel, *, sign: int, max_ms: float = np.inf) -> float:
+    """Predicted latency of the slowest network within a limit, or with a sign of -1 of the fastest."""
+    extreme = next(solve(model, _no_scores(model), max_ms=max_ms, latency=sign))
+    return float(model.exact_ms_many([extreme])[0])
 
 
 def solve(

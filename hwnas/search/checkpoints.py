@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hwnas.checkpoint import fitting_state, load_checkpoint, save_checkpoint, to_bytes
+from hwnas.checkpoint import fitting_state, has_finite_weights, load_checkpoint, save_checkpoint, to_bytes
 from hwnas.distributed import any_rank, rank
 from hwnas.errors import NumericsError, RunError
 from hwnas.files import write_atomic
@@ -56,7 +56,7 @@ class Checkpoints:
         Raises:
             NumericsError: It has to be, and a weight is NaN or infinite; the file is left as it was.
         """
-        if now and not all(bool(p.isfinite().all()) for p in state.supernet.parameters()):
+        if now and not has_finite_weights(state.supernet):
             raise NumericsError(f"a weight became infinite or NaN before step {state.step}")
         epochs = len(state.history)
         if rank() == 0 and self._reach is not None and epochs > self._epochs:

@@ -106,7 +106,7 @@ def search(
     Raises:
         UsageError: ``compute`` asks for compilation.
         DataError: The training images cannot be split, or are fewer than a batch.
-        NumericsError: A loss became NaN or infinite; names the step and the checkpoint that is kept.
+        NumericsError: A loss or a weight became NaN or infinite; names the step and the checkpoint that is kept.
         RunError: The checkpoint is of another space, or was made with other images.
         RankError: Another process was lost, or drew another path.
         MemoryExhaustedError: The device has too little memory.

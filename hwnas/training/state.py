@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hwnas.checkpoint import fitting_state, load_checkpoint, save_checkpoint
+from hwnas.checkpoint import fitting_state, has_finite_weights, load_checkpoint, save_checkpoint
 from hwnas.errors import NumericsError, RunError
 from hwnas.training.optimizers import Average
 
@@ -47,7 +47,7 @@ class TrainingState:
         Raises:
             NumericsError: A weight became NaN or infinite; the file is left as it was.
         """
-        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+        if not has_finite_weights(self.network):
             raise NumericsError(f"a weight became infinite or NaN before step {self.step}; {kept(path)}")
         save_checkpoint(
             path,
