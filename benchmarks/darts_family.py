@@ -253,7 +253,7 @@ def retrained(
 
 def of_costs(arguments: argparse.Namespace) -> dict[str, Any]:
     """What costs are about."""
-    return {key: getattr(arguments, key) for key in ("space", "batch_size", "limit")}
+    return {key: getattr(arguments, key) for key in ("space", "batch_size", "limit", "device")}
 
 
 def identity(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def summary(arguments: argparse.Namespace) -> Iterator[str]:
     table = groups[shown].agg(["mean", "std"])
     table.insert(0, ("seeds", ""), groups.seed.count())
     yield table.sort_values(("retrained", "mean"), ascending=False).round(3).to_string()
-    for row in COSTS.all(**of_costs(arguments)):
+    for row in {row["method"]: row for row in COSTS.all(**of_costs(arguments))}.values():  # the latest of each
         yield f"{row['method']:28s} peak memory {row['memory']:5.2f}   seconds a step {row['time']:5.2f}   of DARTS"
 
 

@@ -48,7 +48,7 @@ SIZES = {"train": 80, "test": 40}
 
 
 def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: str) -> None:
-    methods = ("--methods", "gdas,random:num_samples=2,drawn", "--data", data)
+    methods = ("--methods", "p_darts,random:num_samples=2,drawn", "--data", data)
     run("search", *PLAN, *methods)
     kept = Path("runs/darts-family/results.jsonl").read_text()
     assert len(kept.splitlines()) == 3
@@ -57,7 +57,7 @@ def test_methods_are_searched_once_and_summed_up(run: Callable[..., str], data: 
     table = run("summary", *PLAN, *methods)
     for column in ("supernet", "inherited", "recalibrated", "retrained", "skips", "eigenvalue"):
         assert column in table
-    for method in ("gdas", "random:num_samples=2", "drawn"):
+    for method in ("p_darts", "random:num_samples=2", "drawn"):
         assert re.search(rf"^{method}\s+images\.npz\s+1\s", table, re.MULTILINE)
     assert "images.npz" in run("summary", *PLAN, "--data", "npz:elsewhere/images.npz")
     assert run("summary", *PLAN, "--data", "digits") == "nothing was kept with these settings\n"

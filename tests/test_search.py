@@ -188,6 +188,14 @@ def test_derivation_comes_as_near_to_the_limit_as_the_space_does(derivation: Der
     assert model.exact_ms(without) == pytest.approx(latencies[0]), "no limit, and so the most probable"
 
 
+def test_derivation_lowers_its_floor_where_the_band_is_empty() -> None:
+    _, model = toy_latency_model()
+    low, _ = feasible_range_ms(model)
+    probabilities = {name: torch.tensor([0.5, 0.4, 0.1]) for name in model.space.choice_names}
+    only = list(MostProbableWithinBudget(floor=1.0)(untrained(probabilities), Budget(model, low * 1.001)))
+    assert [a.options for a in only] == [model.space.architecture([2, 2, 2]).options]
+
+
 @pytest.mark.parametrize("slowdown", [0.85, 0.93, 1.0, 1.08, 1.6])
 def test_the_limit_moves_by_what_was_measured(budget: Budget, slowdown: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hwnas.latency.device.PAUSE_SECONDS", 0.0)
@@ -313,9 +321,9 @@ def test_networks_of_random_weights_are_not_compared_without_a_word(
     assert not caplog.text
 
 
-@pytest.mark.parametrize("broken", [4, 9])  # 9 is the last one
+@pytest.mark.parametrize(("broken", "found"), [(4, "not finite at step 5"), (9, "NaN before step 10")])  # the last one
 def test_a_step_that_breaks_the_weights_is_not_kept(
-    broken: int, tmp_path: Path, small: Budget, digits: ImageData
+    broken: int, found: str, tmp_path: Path, small: Budget, digits: ImageData
 ) -> None:
     class Diverge(WeightsOnly):
         def __call__(self, step: SearchStep) -> dict[str, float]:
@@ -327,9 +335,7 @@ def test_a_step_that_breaks_the_weights_is_not_kept(
 
     recipe = short(scheme=Diverge(), regularizers=(), derivation=SampleAndScore(num_samples=2))
     run = folder(tmp_path / "run")
-    with pytest.raises(
-        NumericsError, match=rf"step {broken + 1}.*search\.pt from before it is kept\. .* learning rate: of"
-    ):
+    with pytest.raises(NumericsError, match=rf"{found}.*search\.pt from before it is kept\. .* learning rate: of"):
         search(small, digits, recipe, run, checkpoint_seconds=0)
     kept = load_checkpoint(run.file("search.pt"))
     assert kept["step"] == broken  # the state before the step that broke it
