@@ -27,7 +27,7 @@ Runtime = Annotated[str, typer.Option(help="See 'hwnas list profilers'.")]
 Device = Annotated[str | None, typer.Option(help="Device of that runtime; its own default if not given.")]
 Cores = Annotated[str | None, typer.Option(help="Of a phone or a board: prime, big, little, or numbers as 4-7.")]
 Mode = Annotated[str | None, typer.Option(help="How it executes, such as cuda-graph; its own default if not given.")]
-Networks = Annotated[int, typer.Option(help="Whole random networks to measure, for calibration and error.")]
+Networks = Annotated[int, typer.Option(help="Whole networks to measure, for calibration and error.")]
 Minutes = Annotated[float, typer.Option(help="Measuring ends after this long.")]
 Timeout = Annotated[
     float, typer.Option(min=0, envvar="HWNAS_TIMEOUT", help="Seconds until a hanging operator is given up; 0: never.")

@@ -49,7 +49,7 @@ def demo(output: Path, *, data: str, max_ms: float | None, seed: int, progress: 
     )
     say(f"   {table.environment}")
     model = LatencyModel.from_table(space, table)
-    say("2. calibrate: sums of operators against whole random networks, measured in the same sweep")
+    say("2. calibrate: sums of operators against whole networks, measured in the same sweep")
     say_error(model, say)
     low, high = feasible_range_ms(model)
     target = max_ms if max_ms is not None else default_target_ms(model)

@@ -20,6 +20,7 @@ from hwnas.profilers.remote.profiler import RemoteProfiler
 
 from hwnas.latency import rounds
 from hwnas.latency.rounds import REFERENCE
+from hwnas.latency.spread import spread
 from hwnas.latency.sweep import profile
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import create_profiler
@@ -122,7 +123,7 @@ def old_phone(phone: Reached) -> Reached:
 @pytest.fixture(scope="module")
 def standing_in() -> dict[str, bytes]:
     """Models of what a sweep of the toy space asks for, by key: others, as to export them takes longer than a sweep."""
-    keys = [REFERENCE.key, *map(str, SPACE.signatures()), *(a.id for a in SPACE.distinct(CALM["num_networks"], seed=0))]
+    keys = [REFERENCE.key, *map(str, SPACE.signatures()), *(a.id for a in spread(SPACE, CALM["num_networks"], seed=0))]
     return {key: network(number).SerializeToString() for number, key in enumerate(keys)}
 
 
@@ -133,6 +134,7 @@ def quick(standing_in: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(rounds, "models_for", kept)
     monkeypatch.setattr(remote_session, "COOL_S", 0)  # a busy machine is not a hot one
+    monkeypatch.setattr(remote_session, "DROP_PERCENT", 100)
     monkeypatch.setattr("hwnas.latency.measure.ROUND_MS", 2.0)
 
 

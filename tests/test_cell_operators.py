@@ -150,3 +150,26 @@ def test_edges_and_candidates_of_the_benchmark() -> None:
     assert space.size == 5**6
     shapes = [layer.signatures[0].out_shape for layer in space.layers if layer.choices]
     assert shapes == [(c, s, s) for c, s in ((16, 32), (32, 16), (64, 8)) for _ in range(5 * 6)]
+
+
+def test_a_factorized_reduction_does_not_see_what_is_negative() -> None:
+    reduce = built("skip_connect", stride=2)
+    x = torch.randn(1, 2, 9, 9)
+    assert torch.equal(reduce(x), reduce(x.clamp_min(0)))
+    assert not torch.equal(reduce(x), reduce(torch.zeros_like(x)))
+
+
+@pytest.mark.parametrize("name", ["darts-cell", "nas-bench-201"])
+def test_the_stem_has_no_activation(name: str) -> None:
+    space = create_space(name, num_cells=3)
+    assert [type(m) for m in build_op(space.layers[0].signatures[0]).modules() if not [*m.children()]] in (
+        [nn.Conv2d, nn.BatchNorm2d],
+        [nn.Conv2d, nn.BatchNorm2d, nn.Identity],
+    )
+
+
+def test_the_head_of_nas_bench_201_has_a_norm_and_an_activation() -> None:
+    head = build_op(create_space("nas-bench-201", num_cells=1).layers[-1].signatures[0]).eval()
+    x = torch.randn(2, 64, 8, 8)
+    assert torch.equal(head(x), head(x.clamp_min(0)))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in head.modules())

@@ -15,6 +15,7 @@ import torch
 
 from hwnas._version import __version__ as hwnas_version
 from hwnas.latency.journal import Journal
+from hwnas.latency.spread import spread
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import create_profiler
 from hwnas.space import OpSignature, create_space
@@ -121,7 +122,7 @@ def test_few_measured_networks_give_no_error_and_no_crash(
     profile: Run, hwnas: Run, small: list[str], tmp_path: Path
 ) -> None:
     space = create_space("tiny-mbconv", resolution=16, width=0.25)
-    measurable = [a for a in space.distinct(4, seed=1) if not refused_by_picky(space.operators(a))]
+    measurable = [a for a in spread(space, 4, seed=1) if not refused_by_picky(space.operators(a))]
     assert 0 < len(measurable) < 3
     profile("refuses", "--seed", 1)
     assert json.loads((tmp_path / "t.json").read_text())["calibrations"] == {}

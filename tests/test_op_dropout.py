@@ -122,3 +122,15 @@ def test_where_nothing_can_be_dropped_a_rate_is_refused(space: SearchSpace) -> N
     assert OpDropout(0.0).fit(space, space.candidates).rate == 0
     pruned = dict.fromkeys(CELL.choice_names, (1,))
     assert OpDropout(0.2).fit(CELL, pruned).groups == dict.fromkeys(CELL.choice_names, ((0,),))
+
+
+def test_the_rate_is_that_of_losing_a_whole_group_whatever_its_size() -> None:
+    narrow, rate = create_space("darts-cell", with_none=0, **SMALL), 0.2
+    fitted = OpDropout(rate).fit(narrow, narrow.candidates)
+    logits = {choice.name: torch.zeros(len(choice.options) - 1) for choice in narrow.choices}
+    generator, kept, total = torch.Generator().manual_seed(0), 0, 0
+    for _ in range(NUM_DRAWS // 4):
+        for gate in fitted(logits, progress=0.0, generator=generator).values():
+            kept, total = kept + len({0, 1, 2} & set(gate.active)), total + 3  # the three without weights
+    p = rate ** (1 / 3)
+    assert 1 - kept / total == pytest.approx((p - rate) / (1 - rate), abs=4 * (0.25 / total) ** 0.5)

@@ -205,6 +205,7 @@ def test_contract() -> None:
         (lambda: StrongestEdges(max_skips=2).check(create_space("tiny-mbconv")), "no cell whose skips max_skips=2"),
         (lambda: create_recipe("p_darts").searched(create_space("gold-nas")), "other choices"),
         (lambda: create_recipe("p_darts", dropout3=1.2), "has a skip_dropout of"),
+        (lambda: create_recipe("p_darts", dropout3=1.03), "has a skip_dropout of 1.03"),  # after its tenth epoch
     ],
 )
 def test_what_would_have_no_effect_is_refused(build: Callable[[], Any], words: str) -> None:

@@ -118,6 +118,27 @@ def test_noise_is_bounded_before_the_projection() -> None:
     assert torch.equal(projected(torch.tensor([-0.5, 0.5, 2.0])), torch.tensor([0.0, 0.5, 1.0]) / 1.5)
 
 
+def test_noise_leaves_no_row_empty() -> None:
+    assert torch.equal(projected(torch.tensor([-0.3, -0.1, -0.2])), torch.tensor([0.0, 1.0, 0.0]))
+    eight = Perturbed(eps=0.3)  # of equal weights 1/8, all eight of which may fall below 0
+    logits = {str(number): torch.zeros(8) for number in range(20_000)}
+    gates = eight(logits, progress=0.0, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([gate.weights for gate in gates.values()])
+    torch.testing.assert_close(rows.sum(1), torch.ones(len(rows)))
+
+
+def test_an_attack_climbs_by_two_eps_over_its_steps() -> None:
+    seen = []
+
+    def slopes(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(rows["a"])
+        return {"a": torch.ones(1000)}
+
+    ascended({"a": torch.zeros(1000)}, slopes, 0.3, 20, torch.Generator().manual_seed(0), project=lambda row: row)
+    below = seen[1] < 0.3  # others have reached the end of the neighbourhood
+    torch.testing.assert_close((seen[1] - seen[0])[below], torch.full((int(below.sum()),), 2 * 0.3 / 20))
+
+
 def test_an_attack_on_a_linear_loss_reaches_the_corner() -> None:
     slope = torch.tensor([3.0, -1.0, 0.5, -2.0], dtype=torch.float64)
     start = torch.full((4,), 0.25, dtype=torch.float64)

@@ -19,6 +19,7 @@ from hwnas.latency import rounds
 from hwnas.latency.device import Device as TimedDevice
 from hwnas.latency.items import models_for
 from hwnas.latency.measure import time_rounds
+from hwnas.latency.spread import spread
 from hwnas.latency.sweep import profile
 from hwnas.latency.table import LatencyTable
 from hwnas.plugins import GroupSession, NodeTimer, create_profiler
@@ -163,7 +164,7 @@ def test_a_miss_is_held_against_networks_of_the_sweep(
     monkeypatch.setattr("hwnas.latency.device.models_for", rounds.models_for)
     profiler = local.profiler()
     timer = TimedDevice(profiler, sweep(profiler, tmp_path / "t.csv"))
-    session = profiler.prepare(standing_in[SPACE.distinct(3, seed=0)[0].id], SPACE.input_shape)
+    session = profiler.prepare(standing_in[spread(SPACE, 3, seed=0)[0].id], SPACE.input_shape)
     before = profiler._device.tally.num_blocks
     timed = timer.time(session, SPACE, limit_ms=1e-6)
     assert profiler._device.tally.num_blocks - before >= 24 + 4 * 24  # alone, then with three networks of the sweep

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -179,6 +180,21 @@ def test_weight_steps_leave_logits_and_everything_off_the_path_alone() -> None:
     # Optimizer state exists only for what has been on a path.
     touched = {p for p in step.state.supernet.parameters() if p in step.state.weight_optimizer.state}
     assert 0 < len(touched) < len(list(step.state.supernet.parameters()))
+
+
+def test_a_weight_step_goes_no_further_than_the_clipped_gradient() -> None:
+    recipe = replace(
+        create_recipe("darts"), weight_optimizer=partial(torch.optim.SGD, lr=1.0), weight_lr=0.1, grad_clip=5.0
+    )
+    for norm, clipped in ((2.0, 2.0), (1e6, 5.0)):
+        step = toy_step(recipe)
+        parameters = list(step.state.supernet.parameters())
+        before = nn.utils.parameters_to_vector(parameters).detach().clone()
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, norm / len(before) ** 0.5)
+        step.move_weights()
+        moved = float((nn.utils.parameters_to_vector(parameters).detach() - before).norm())
+        assert moved == pytest.approx(0.1 * clipped, rel=0.05)  # decay moves them a little, too
 
 
 def test_an_architecture_step_comes_every_so_often() -> None:

@@ -81,6 +81,11 @@ def test_gumbel_noise_has_the_right_mean_and_variance() -> None:
     assert torch.isfinite(noise).all()
 
 
+def test_gumbel_noise_is_finite_even_where_the_draw_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, **options: self.zero_())
+    assert torch.isfinite(gumbel(torch.zeros(4), torch.Generator())).all()
+
+
 def test_straight_through_gradient_is_the_published_one() -> None:
     torch.manual_seed(0)
     tau, logits = 0.7, {"a": nn.Parameter(torch.randn(4, dtype=torch.float64))}

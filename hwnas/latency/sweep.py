@@ -15,6 +15,7 @@ from hwnas.latency.items import Item
 from hwnas.latency.journal import JOURNAL, Journal
 from hwnas.latency.measurement import STATISTIC, Measurement
 from hwnas.latency.rounds import MIN_ROUNDS, Rounds, Watch, unwatched
+from hwnas.latency.spread import spread
 from hwnas.latency.table import LatencyTable, csv_path
 from hwnas.metrics import Progress, no_progress
 from hwnas.space import Architecture, SearchSpace
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from hwnas.plugins import Profiler
 
 NUM_NETWORKS = 60
-"""Whole random networks that a sweep measures for calibration and for the stated error."""
+"""Whole networks that a sweep measures for calibration and for the stated error."""
 
 NUM_ROUNDS = 64
 
@@ -48,9 +49,9 @@ def profile(
 ) -> LatencyTable:
     """Measures a space on a device and writes its latency table.
 
-    Every distinct operator is timed once a round, and so are ``num_networks`` random whole networks, all
-    interleaved; the networks then tell how entries map to networks and how well they do. An interrupted call
-    goes on where it stopped; an existing table of the same environment is extended.
+    Every distinct operator is timed once a round, and so are ``num_networks`` whole networks, spread over the
+    multiply-adds that the space can reach, all interleaved; the networks then tell how entries map to networks and how
+    well they do. An interrupted call goes on where it stopped; an existing table of the same environment is extended.
 
     Args:
         space: What to measure.
@@ -83,7 +84,7 @@ def profile(
     path = csv_path(output)
     environment = profiler.environment()
     table = _existing(path, profiler) or LatencyTable(environment, {}, path=path)
-    architectures = space.distinct(num_networks, seed=seed)
+    architectures = spread(space, num_networks, seed=seed)
     if not (items := _missing(table, space, architectures)):
         return table
     plan = {"space": space.fingerprint, "items": len(items), "rounds": num_rounds, "seed": seed}

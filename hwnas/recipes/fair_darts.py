@@ -41,7 +41,8 @@ def fair_darts(
         50 epochs, batch 128, SGD 0.005 to 0.001 (cosine), Adam 3e-3 with betas (0.9, 0.999) and decay 1e-3, logits of
         zero, weight 10, threshold 0.85, at most two edges into a node, first order; momentum, decay and clip of DARTS.
         Differs: latency is held to the limit; its expectation counts every edge by its weight, also those beyond two.
-        The learning rate falls every step instead of every epoch.
+        The learning rate falls every step instead of every epoch. The search on one level, of which the paper speaks
+        as well, is ``replace(recipe, scheme=OneLevel())``.
     """
     return replace(
         darts(num_epochs=num_epochs, batch_size=batch_size),

@@ -103,7 +103,8 @@ class Amended(ArchGradient):
         eps: Length of their steps.
 
     Source:
-        Bi et al., arXiv 1910.11831. There is no released code; eta = 0.1 is unconfirmed.
+        Bi et al., arXiv 1910.11831. There is no released code; eta = 0.1 is unconfirmed. The correction is neither
+        clipped nor normalised.
     """
 
     eta: Scalar = 0.1

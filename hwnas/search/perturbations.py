@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from hwnas.errors import UsageError
 from hwnas.search.recipe import Recipe
@@ -137,9 +138,13 @@ def ascended(
 
 
 def projected(row: Tensor) -> Tensor:
-    """Clamped to [0, 1] and divided by the sum; this may leave a neighbourhood a little."""
+    """Clamped to [0, 1] and divided by the sum; this may leave a neighbourhood a little.
+
+    Where nothing is left above 0, the largest entry becomes 1.
+    """
     clamped = row.clamp(0, 1)
-    return clamped / clamped.sum().clamp_min(torch.finfo(row.dtype).tiny)
+    clamped = torch.where(clamped.any(), clamped, one_hot(row.argmax(), len(row)).to(row))
+    return clamped / clamped.sum()
 
 
 def _noise(like: Tensor, eps: float, generator: torch.Generator) -> Tensor:

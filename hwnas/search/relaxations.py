@@ -204,7 +204,7 @@ class UniformPath(_PerChoice):
 def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of the same shape, always finite.
 
-    ``-log(E)`` with ``E`` exponential, kept away from zero.
+    ``-log(E)`` with ``E`` exponential, kept away from zero; released codes draw again instead, where it is infinite.
     """
     exponential = torch.empty(like.shape, dtype=torch.float64).exponential_(generator=generator)
     return -exponential.clamp_min(1e-12).log().to(like)

@@ -27,8 +27,8 @@ def value_at(scalar: Scalar, progress: float) -> float:
 
 
 def probed(scalar: Scalar) -> list[float]:
-    """Its values at the start, in the middle and at the end of a search, for checks of its range."""
-    return [value_at(scalar, progress) for progress in (0.0, 0.5, 1.0)]
+    """Its values all through a search, for checks of its range."""
+    return [value_at(scalar, number / 20) for number in range(21)]
 
 
 def check_weight(scalar: Scalar, what: str) -> None:

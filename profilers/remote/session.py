@@ -23,8 +23,9 @@ MODEL_BYTES = 2**21
 
 REPEATS = 1
 COOL_S = 5
-"""A block in which the clock fell is repeated, after a rest of at most this; one that is slow again does not count, and
-its network is visited again after all others. What is slow even then counts."""
+DROP_PERCENT = 3
+"""A block in which the clock fell by so many percent is repeated, after a rest of at most so many seconds; one that is
+slow again does not count, and its network is visited again after all others. What is slow even then counts."""
 
 RECONNECT_S = 60.0
 """How long a device may be away."""
@@ -182,7 +183,7 @@ class _Work:
         first, self.first = self.first, self.first + rounds * len(batches)
         job = self.leader.device.job(
             batches=batches, reference=models[keys[0]], images=self.leader.batch, rounds=rounds, repeats=REPEATS,
-            cool_s=COOL_S, **_timing(self.budget_ms),
+            cool_s=COOL_S, drop_percent=DROP_PERCENT, **_timing(self.budget_ms),
         )  # fmt: skip
         with closing(self.leader.device.records(job)) as records:
             for record in records:

@@ -202,7 +202,8 @@ def gold_nas(
         stem_stride: 1 or 8; see ``darts-cell``.
 
     Source:
-        GOLD-NAS, arXiv 2007.03331, section 3. Differs: number of channels and cells are not confirmed.
+        GOLD-NAS, arXiv 2007.03331, section 3. Differs: number of channels and cells are not confirmed; a cell reads the
+        two cells before it, as in DARTS, though the paper also speaks of giving that rule up.
     """
 
     def branches(cell: int, kind: str, edge: int) -> list[Branch]:
