@@ -9,9 +9,10 @@
 sampled operator an edge among 2, 4 and 8. ``search``: every method starts from the same weights, goes over the same
 images equally often, and its logits may move as far. Then come the accuracy of the supernet, of the derived network
 with inherited weights, after batch-norm recalibration, and trained anew; all on the same test images. No multiply-adds
-are too many unless ``--limit`` says so. ``summary``: means and spreads over the seeds, and costs if they were measured
-with the same settings; ``skips`` is their share of the edges of the normal cells. Everything is kept in
-``runs/darts-family`` and goes on where it stopped.
+are too many unless ``--limit`` says so; only GOLD-NAS, which prunes to a limit, then keeps that of the largest network
+of the common space. ``summary``: means and spreads over the seeds, and costs if they were measured with the same
+settings; ``skips`` is their share of the edges of the normal cells. Everything is kept in ``runs/darts-family`` and
+goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -116,8 +116,11 @@ def space_of(name: str, arguments: argparse.Namespace) -> SearchSpace:
 
 
 def budget_of(name: str, arguments: argparse.Namespace) -> Budget:
-    """Millions of multiply-adds in the place of milliseconds: as many for all methods, or no limit at all."""
-    model, unlimited = _counting(space_of(name, arguments)), arguments.limit == 1
+    """Millions of multiply-adds in the place of milliseconds: as many for all methods, or no limit at all.
+
+    GOLD-NAS prunes until it keeps a limit: without one, it keeps that of the largest network of the common space.
+    """
+    model, unlimited = _counting(space_of(name, arguments)), arguments.limit == 1 and parsed(name)[0] != "gold_nas"
     common = model if unlimited else _counting(space_of("darts", arguments))
     return Budget(model, arguments.limit * feasible_range_ms(common)[1])
 
