@@ -137,3 +137,14 @@ def test_uniform_probabilities_prefer_no_network() -> None:
         assert judge.asked == [*itertools.islice(sampler.distinct(seed), 3)]
         firsts.add(judge.asked[0])
     assert len(firsts) > 1
+
+
+@pytest.mark.parametrize("max_ms", [SLOWEST_MS, 2 * SLOWEST_MS])
+def test_a_limit_that_all_networks_keep_prefers_no_slow_ones(max_ms: float) -> None:
+    judge = Judge()
+    list(SampleAndScore(100)(Finished(probabilities(SPACE, peak=0), judge), Budget(MODEL, max_ms)))
+    assert set(judge.asked) == set(SPACE)
+    favoured = {name: torch.tensor([0.1, 0.1, 0.8]) for name in SPACE.choice_names}
+    for derivation in (MostProbableWithinBudget(), SampleAndScore(1)):
+        likely = next(iter(derivation(Finished(favoured, judge), Budget(MODEL, max_ms))))
+        assert SPACE.indices(likely) == (2, 2, 2)  # the fastest

@@ -37,12 +37,12 @@ def check_floor(derivation: Floored, *, highest: float = 1.0) -> None:
 
 
 def floor_ms(derivation: Floored, budget: Budget) -> float:
-    """Least latency that the floor asks for."""
-    return derivation.floor * budget.max_ms if derivation.floor else -math.inf
+    """Least latency that the floor asks for; none where every network keeps the limit."""
+    return derivation.floor * budget.max_ms if derivation.floor and budget.binds else -math.inf
 
 
 def lowered_floor_ms(derivation: Floored, budget: Budget) -> float:
-    """The same share of the slowest network that keeps the limit, for one that none comes near; none if all keep it."""
+    """The same share of the slowest network that keeps the limit, for one that none comes near."""
     return derivation.floor * budget.slowest_ms if derivation.floor and budget.binds else -math.inf
 
 
