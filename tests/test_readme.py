@@ -35,6 +35,7 @@ SHORTER = {
     "minutes=0.3": "minutes=0.1, num_networks=20",
 }
 """Words of the documents -> words that take less time."""
+SAME_FOLDER = pytest.mark.xdist_group("readme")
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -75,9 +76,8 @@ def said(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_single_commands_run_the_whole_loop(
-    folder: Path, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@SAME_FOLDER
+def test_the_single_commands_run_the_whole_loop(folder: Path, said: str) -> None:
     for word in (
         "held-out error of the table: MAPE",
         "reachable:",
@@ -98,10 +98,12 @@ def test_the_single_commands_run_the_whole_loop(
     assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert {"architecture.json", "weights.safetensors", "model.onnx", "verification.json", "report.html"} <= names
     assert {"model-fp16.engine", "model-fp16.engine.json"} <= names
-    the_example_of_inference_treats_an_image_as_training_does(folder, monkeypatch, capsys)
 
 
-def the_example_of_inference_treats_an_image_as_training_does(
+@pytest.mark.slow
+@SAME_FOLDER
+@pytest.mark.usefixtures("said")
+def test_the_example_of_inference_treats_an_image_as_training_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     example, *_ = blocks("README.md", "python")
@@ -131,6 +133,7 @@ def test_the_example_of_a_recipe_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@SAME_FOLDER
 def test_the_python_example_runs(folder: Path) -> None:
     _, _, _, *examples = blocks("README.md", "python")
     for script, said in zip(examples, ("MAPE", "ms predicted"), strict=True):
