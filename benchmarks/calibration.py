@@ -1,7 +1,7 @@
 """Does what a table says of itself hold for the networks that a search ends with? It depends on what it learned from.
 
-Times every operator of a space, and networks drawn in three ways, in interleaved rounds: uniformly, spread over the
-multiply-adds that the space can reach, and both once more for testing. The printed errors are of the latter.
+Times every operator of a space, and networks of two kinds, in interleaved rounds: drawn uniformly, and spread over the
+multiply-adds that the space can reach. A model learns from either kind; the printed errors are on others of both.
 
     python benchmarks/calibration.py --space nas-bench-macro
 """
@@ -12,10 +12,10 @@ import argparse
 import datetime
 
 import numpy as np
+from rounds import timed
 
 import hwnas
-from hwnas.console import Reporter
-from hwnas.latency.items import Item, models_for
+from hwnas.latency.items import Item
 from hwnas.latency.measurement import summarise
 from hwnas.latency.spread import spread
 
@@ -44,17 +44,18 @@ def main() -> None:
     networks = [*dict.fromkeys(a for some in (*learned.values(), *tested.values()) for a in some)]
     operators = space.signatures()
     items = [Item.operator(s) for s in operators] + [Item.network(space, a) for a in networks]
-    timed = _timed(items, profiler, arguments)
-    entries = dict(zip(operators, timed, strict=False))
-    ms = dict(zip(networks, timed[len(operators) :], strict=True))
+    rounds = timed(items, profiler, num_rounds=arguments.rounds, visit_ms=arguments.visit_ms)
+    latencies = [summarise(samples).ms for samples in rounds]
+    entries = dict(zip(operators, latencies, strict=False))
+    ms = dict(zip(networks, latencies[len(operators) :], strict=True))
     table = hwnas.LatencyModel(
         space, tuple(np.asarray([entries[s] for s in layer.signatures]) for layer in space.layers)
     )
 
     print(f"\n{datetime.date.today()} {profiler.environment()}; {vars(arguments)}")  # noqa: T201
     for name, some in {**learned, **{f"{name}, tested": some for name, some in tested.items()}}.items():
-        latencies = [ms[a] for a in some]
-        print(f"  {name:16s} {len(some):3d} networks, {min(latencies):.3f} to {max(latencies):.3f} ms")  # noqa: T201
+        low, high = min(ms[a] for a in some), max(ms[a] for a in some)
+        print(f"  {name:16s} {len(some):3d} networks, {low:.3f} to {high:.3f} ms")  # noqa: T201
     for name, some in learned.items():
         model = table.calibrate([space.indices(a) for a in some], [ms[a] for a in some])
         low, high = hwnas.feasible_range_ms(model)
@@ -63,20 +64,6 @@ def main() -> None:
             far = 100 * np.array([abs(model.exact_ms(a) / ms[a] - 1) for a in others])
             print(f"  of {kind:8s} MAPE {far.mean():5.2f} %, 90th percentile {np.quantile(far, 0.9):5.2f} %, "  # noqa: T201
                   f"worst {far.max():5.2f} %")  # fmt: skip
-
-
-def _timed(items: list[Item], profiler: hwnas.Profiler, arguments: argparse.Namespace) -> list[float]:
-    """Milliseconds of every item, visited in turns."""
-    models = zip(items, models_for(items, profiler), strict=True)
-    sessions = [profiler.prepare(model, item.input_shape) for item, (model, _) in models]
-    samples: list[list[list[float]]] = [[] for _ in items]
-    with Reporter() as progress:
-        for visit in range(arguments.rounds):
-            order = range(len(items)) if visit % 2 == 0 else reversed(range(len(items)))
-            for index in order:
-                samples[index].append(sessions[index].time_ms(budget_ms=arguments.visit_ms))
-            progress("measuring", visit + 1, arguments.rounds)
-    return [summarise(rounds).ms for rounds in samples]
 
 
 if __name__ == "__main__":

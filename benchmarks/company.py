@@ -13,10 +13,11 @@ import argparse
 import datetime
 
 import numpy as np
+from rounds import timed
 
 import hwnas
 from hwnas.latency.calibration import Affine, PredictionError, held_out
-from hwnas.latency.items import Item, models_for
+from hwnas.latency.items import Item
 from hwnas.latency.measurement import summarise
 from hwnas.space import OpSignature, SearchSpace, chained
 
@@ -46,15 +47,8 @@ def main() -> None:
     alone = [Item.operator(s) for s in space.signatures()]
     pairs = [Item(f"{a} | {b}", (a, b), chained(2)) for b, a in earlier.items()]
     items = [*alone, *pairs, *(Item.network(space, a) for a in architectures)]
-    sessions = [
-        profiler.prepare(m, i.input_shape) for i, (m, _) in zip(items, models_for(items, profiler), strict=True)
-    ]
-    samples: dict[str, list[list[float]]] = {item.key: [] for item in items}
-    for visit in range(arguments.rounds):
-        for index in range(len(items))[:: 1 if visit % 2 == 0 else -1]:
-            samples[items[index].key].append(sessions[index].time_ms(budget_ms=arguments.visit_ms))
-
-    ms = {key: summarise(rounds).ms for key, rounds in samples.items()}
+    rounds = timed(items, profiler, num_rounds=arguments.rounds, visit_ms=arguments.visit_ms)
+    ms = {item.key: summarise(samples).ms for item, samples in zip(items, rounds, strict=True)}
     least = min(ms.values())
     entries = {
         "alone": {s: ms[str(s)] for s in space.signatures()},

@@ -14,10 +14,11 @@ import datetime
 from collections.abc import Callable
 
 import numpy as np
+from rounds import timed
 
 import hwnas
 from hwnas.latency.calibration import Affine, held_out
-from hwnas.latency.items import Item, models_for
+from hwnas.latency.items import Item
 
 Rounds = list[np.ndarray]
 
@@ -58,13 +59,8 @@ def main() -> None:
     space, profiler = hwnas.create_space(arguments.space), hwnas.create_profiler(arguments.profiler)
     architectures = space.distinct(arguments.networks, seed=0)
     items = [Item.operator(s) for s in space.signatures()] + [Item.network(space, a) for a in architectures]
-    models = zip(items, models_for(items, profiler), strict=True)
-    sessions = [profiler.prepare(model, item.input_shape) for item, (model, _) in models]
-    samples: list[Rounds] = [[] for _ in items]
-    for visit in range(arguments.rounds):
-        order = range(len(items)) if visit % 2 == 0 else reversed(range(len(items)))
-        for index in order:
-            samples[index].append(np.asarray(sessions[index].time_ms(budget_ms=arguments.visit_ms)))
+    rounds = timed(items, profiler, num_rounds=arguments.rounds, visit_ms=arguments.visit_ms)
+    samples = [[np.asarray(runs) for runs in item] for item in rounds]
 
     print(f"{datetime.date.today()} {profiler.environment()}; {vars(arguments)}")  # noqa: T201
     operators = space.signatures()

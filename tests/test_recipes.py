@@ -144,7 +144,7 @@ def test_unknown_arguments_are_refused(name: str, arguments: dict[str, Any], mes
         ({"label_smoothing": 1.0}, "label_smoothing of 1; expected from 0 to below 1"),
         ({"logit_std": -0.1}, "logit_std of -0.1; expected a finite number of at least 0"),
         ({"weight_share": math.nan}, "weight_share of nan; expected more than 0"),
-        ({"weight_lr": Linear(0.1, -0.1)}, "weight_lr of -0.01; expected a finite number of at least 0"),
+        ({"weight_lr": Linear(0.1, -0.1)}, "weight_lr of -0.1; expected a finite number of at least 0"),
         ({"arch_lr": math.inf}, "arch_lr of inf; expected a finite number of at least 0"),
     ],
 )

@@ -27,8 +27,8 @@ def value_at(scalar: Scalar, progress: float) -> float:
 
 
 def probed(scalar: Scalar) -> list[float]:
-    """Its values all through a search, for checks of its range."""
-    return [value_at(scalar, number / 20) for number in range(21)]
+    """Its values all through a search, for checks of its range: at its start, middle and end first."""
+    return [value_at(scalar, number / 20) for number in sorted(range(21), key=lambda number: number % 10)]
 
 
 def check_weight(scalar: Scalar, what: str) -> None:
