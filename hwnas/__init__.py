@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hwnas.space.library import create_space
     from hwnas.space.search_space import SearchSpace
     from hwnas.space.signature import OpSignature
-    from hwnas.steps import export_run, search_run, train_run
+    from hwnas.steps import adopt_run, export_run, search_run, train_run
     from hwnas.supernet.gates import Gate, one_hot_gates
     from hwnas.supernet.supernet import Network, Supernet, extract, recalibrate_batchnorm
     from hwnas.training import TrainingOptions, evaluate, train
@@ -49,6 +49,7 @@ _MODULES = {
     "SearchSpace": "space.search_space",
     "Supernet": "supernet.supernet",
     "TrainingOptions": "training",
+    "adopt_run": "steps",
     "create_exporter": "plugins",
     "create_profiler": "plugins",
     "create_recipe": "recipes",
@@ -84,6 +85,7 @@ __all__ = [
     "Supernet",
     "TrainingOptions",
     "__version__",
+    "adopt_run",
     "create_exporter",
     "create_profiler",
     "create_recipe",

@@ -26,7 +26,7 @@ from hwnas.cli_options import (
     say,
 )
 from hwnas.cli_profile import profile
-from hwnas.cli_search import search
+from hwnas.cli_search import adopt, search
 from hwnas.cli_tables import tables
 from hwnas.cli_train import train
 from hwnas.console import Reporter, console, errors, rows, say_proof
@@ -137,6 +137,9 @@ app.command()(profile)
 
 
 app.command()(search)
+
+
+app.command()(adopt)
 
 
 app.command()(train)

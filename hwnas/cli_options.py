@@ -26,7 +26,7 @@ NumClasses = Annotated[int | None, typer.Option(help="Classes; the space's own n
 Width = Annotated[float | None, typer.Option(help="Multiplier of every channel count.")]
 Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, imagenet:PATH, cifar10:PATH or npz:PATH.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search'.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 'hwnas search' or 'hwnas adopt'.")]
 CheckpointSeconds = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")]

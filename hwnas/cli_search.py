@@ -1,4 +1,4 @@
-"""The command ``hwnas search``."""
+"""The commands that begin a run: ``hwnas search`` and ``hwnas adopt``."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from hwnas.search.target import DerivationRound
     from hwnas.space import SearchSpace
 
+TablePath = Annotated[Path, typer.Option("--table", help="Latency table of the device.")]
+Output = Annotated[Path, typer.Option(help="Run folder to create.")]
+OtherDevice = Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")]
 MaxMs = Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")]
 RecipeName = Annotated[str, typer.Option(help="Method; see 'hwnas list recipes', or FILE.py:FUNCTION of your own.")]
 Settings = Annotated[
@@ -52,8 +55,8 @@ WeightsFrom = Annotated[Path | None, typer.Option(help="Run of this space whose 
 
 def search(
     space: SpaceName,
-    table: Annotated[Path, typer.Option(help="Latency table of the device.")],
-    output: Annotated[Path, typer.Option(help="Run folder to create.")],
+    table: TablePath,
+    output: Output,
     max_ms: MaxMs = None,
     recipe: RecipeName = "gates",
     settings: Settings = None,
@@ -63,7 +66,7 @@ def search(
     proxy: Proxy = "",
     weights_from: WeightsFrom = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    other_device: Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")] = False,
+    other_device: OtherDevice = False,
     device: Device = "auto",
     precision: Precision = "fp32",
     accumulate: Accumulate = 1,
@@ -93,17 +96,45 @@ def search(
             checkpoint_seconds=checkpoint_seconds, progress=reporter, say=say,
         )  # fmt: skip
     if rounds:  # only on rank 0
-        _conclude(built, rounds, output)
+        _show(built, rounds)
+        if not rounds[-1].met:
+            raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
 
 
-def _conclude(space: SearchSpace, rounds: list[DerivationRound], output: Path) -> None:
+def adopt(
+    network: Annotated[str, typer.Argument(help="Its architecture.json or genotype.json, or the text of a genotype.")],
+    space: SpaceName,
+    table: TablePath,
+    output: Output,
+    max_ms: Annotated[float | None, typer.Option(help="Limit; 5 % above the prediction if not given.")] = None,
+    data: Data = "digits",
+    other_device: OtherDevice = False,
+    resolution: Resolution = None,
+    classes: Classes = None,
+    width: Width = None,
+    seed: Seed = 0,
+) -> None:
+    """Take a network that is known already, as published: predict and measure it, and train it like a derived one."""
+    from hwnas.latency.table import LatencyTable
+    from hwnas.steps import adopt_run
+
+    built = built_space(space, resolution, classes, width)
+    loaded = LatencyTable.load(table)
+    describe_model(built, loaded)
+    found = adopt_run(
+        built, loaded, output, network, data=data, classes=classes, max_ms=max_ms, seed=seed, other_device=other_device
+    )
+    _show(built, [found])
+    if not found.met:
+        raise VerificationError(f"the network does not keep the limit; see {output}. Give --max-ms, or search for one.")
+
+
+def _show(space: SearchSpace, rounds: list[DerivationRound]) -> None:
     for each in rounds:
         say(str(each))
     say(draw(space, rounds[-1].architecture))
     if cells := printed(rounds[-1].architecture):
         say(cells)
-    if not rounds[-1].met:
-        raise VerificationError(f"no derived network kept the limit in {len(rounds)} rounds; see {output}.")
 
 
 def _parsed(settings: list[str], given: dict[str, Any]) -> dict[str, Any]:

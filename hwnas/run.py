@@ -23,6 +23,9 @@ from hwnas.space.genotype import printable
 
 FORMAT_VERSION = 2
 
+ADOPTED = "adopt"
+"""Stands for a recipe where the network was given."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -116,6 +119,11 @@ class RunFolder:
     def how(self) -> How:
         """How the search was computed when it began: ``compute`` and ``ranks``; nothing where that is not recorded."""
         return self.document.get("how", {})
+
+    @property
+    def adopted(self) -> bool:
+        """Whether its network was given instead of searched."""
+        return self.config["recipe"]["name"] == ADOPTED
 
     def space(self) -> SearchSpace:
         """The space of this run.

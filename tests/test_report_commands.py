@@ -14,9 +14,11 @@ import typer
 from hwnas.deploy.report.commands import commands
 
 from hwnas.cli import app
+from hwnas.cli_options import built_space, numbers
 from hwnas.files import read_json
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder, origin
+from hwnas.space import create_space
 
 Run = Callable[..., Any]
 
@@ -162,3 +164,16 @@ def test_what_made_something_names_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv("PATH", path)
         found = origin()
         assert (found["gpu"], found["driver"], found["cuda"]) == ("Test GPU", driver, "13.0")
+
+
+def test_options_of_a_space_without_a_flag_stand_behind_its_name(searched: Path, tmp_path: Path) -> None:
+    space = create_space("darts-cell", channels=4, num_cells=3, num_classes=100)
+    config = {**RunFolder.open(searched).config, "space": space.describe(), "proxy": {"channels": 2, "num_cells": 5}}
+    RunFolder.create(tmp_path / "run", config, resume=False)
+    lines = told(tmp_path / "run")
+    said = parsed(lines["search"])
+    assert built_space(said["space"], said["resolution"], 100, said["width"]).fingerprint == space.fingerprint
+    assert (said["classes"], numbers(said["proxy"])) == (100, config["proxy"])
+    said = parsed(lines["profile"])
+    found = built_space(said["space"], said["resolution"], said["num_classes"], said["width"])
+    assert found.fingerprint == space.fingerprint

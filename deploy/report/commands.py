@@ -20,6 +20,9 @@ from hwnas.training import TrainingOptions
 _RENAMED = {"num_epochs": "epochs", "num_workers": "workers"}
 """Arguments of a recipe or a training whose flag has another name."""
 
+_SPACE_FLAGS = ("resolution", "num_classes", "width")
+"""Options of a space that have a flag."""
+
 _PYTHON_ONLY = ("channels_last", "momentum", "warm_up", "distillation_weight", "temperature")
 """Arguments of a training that the command line does not have."""
 
@@ -38,25 +41,11 @@ def commands(
         training: What ``training.json`` holds, if there is one.
         files: What ``verification.json`` holds of the exported ones.
     """
-    config, how = run.config, run.how
-    classes = {} if config.get("classes") is None else {"num_classes": config["classes"]}
-    search = {
-        "table": config["table"]["path"],
-        "max_ms": config["max_ms"],
-        "weights_from": config.get("weights_from"),
-        "recipe": config["recipe"]["name"],
-        **_recipe_arguments(config["recipe"]["arguments"]),
-        "data": config["data"],
-        "seed": config["seed"],
-        "output": run.path,
-        "other_device": config["other_device"],
-        **_chosen(how.get("compute", {}), Compute()),
-    }
-    searched = ["search", *_flags({**_space(config), **classes, **search})]
+    config = run.config
     trained = ["train", run.path, *_flags(_train_arguments(training, config))]
     return {
         **({"profile": profiled} if table and (profiled := _profile(table, config)) else {}),
-        "search": _line(*searched, ranks=how.get("ranks", 1)),
+        **({"adopt": _adopt(run)} if run.adopted else {"search": _search(run)}),
         "train": _line(*trained, ranks=(training or {}).get("ranks", 1)),
         "export": _line("export", run.path, "--exporter", "onnx"),
         **{
@@ -82,6 +71,37 @@ def missing_sections(
     return missing
 
 
+def _search(run: RunFolder) -> str:
+    """The command that makes the run again, up to its architecture."""
+    config, how = run.config, run.how
+    method = {"weights_from": config.get("weights_from"), "recipe": config["recipe"]["name"]}
+    method |= _recipe_arguments(config["recipe"]["arguments"])
+    method |= {"proxy": _numbers(config.get("proxy", {})) or None}
+    computed = _chosen(how.get("compute", {}), Compute())
+    return _line("search", *_flags({**_begun(run), **method, **computed}), ranks=how.get("ranks", 1))
+
+
+def _adopt(run: RunFolder) -> str:
+    """The same of a run whose network was given."""
+    return _line("adopt", run.config["recipe"]["arguments"]["network"], *_flags(_begun(run)))
+
+
+def _begun(run: RunFolder) -> dict[str, Any]:
+    """What every command that begins a run is told."""
+    config = run.config
+    classes = {} if config.get("classes") is None else {"num_classes": config["classes"]}
+    return {
+        **_space(config),
+        **classes,
+        "table": config["table"]["path"],
+        "max_ms": config["max_ms"],
+        "data": config["data"],
+        "seed": config["seed"],
+        "output": run.path,
+        "other_device": config["other_device"],
+    }
+
+
 def _export(run: RunFolder, file: Mapping[str, Any]) -> str:
     """The command that makes a file again."""
     flavour = file["environment"]["runtime"]
@@ -90,10 +110,17 @@ def _export(run: RunFolder, file: Mapping[str, Any]) -> str:
 
 
 def _space(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The space, apart from defaults."""
+    """The space, apart from defaults; options without a flag of their own stand behind its name."""
     name, options = config["space"]["name"], config["space"]["options"]
     defaults = inspect.signature(SPACES[name]).parameters
-    return {"space": name, **{key: value for key, value in options.items() if value != defaults[key].default}}
+    chosen = {key: value for key, value in options.items() if value != defaults[key].default}
+    flags = {key: chosen.pop(key) for key in _SPACE_FLAGS if key in chosen}
+    return {"space": ":".join(filter(None, (name, _numbers(chosen)))), **flags}
+
+
+def _numbers(options: Mapping[str, Any]) -> str:
+    """What the command line reads as these numbers."""
+    return ",".join(f"{key}={value}" for key, value in options.items())
 
 
 def _recipe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

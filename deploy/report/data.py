@@ -53,6 +53,7 @@ def collect(run: RunFolder) -> Document:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "run": str(run.path),
+            "adopted": run.adopted,
             "space": run.config["space"],
             "notes": notes,
             **results,

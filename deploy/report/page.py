@@ -77,7 +77,7 @@ def _gist(accuracy: Document, size: Document) -> str:
 
 
 def _summary(report: Document) -> Markup:
-    accuracy = facts("Accuracy, top-1 on held-out images", _accuracy(report["accuracy"]))
+    accuracy = facts("Accuracy, top-1 on held-out images", _accuracy(report["accuracy"], report["adopted"]))
     size = facts("Size", _size(report["size"]))
     error = facts("Held-out error of the table", _prediction(report["prediction"]))
     boxes = tag("div", _latency(report), _files(report)), tag("div", accuracy, size, error)
@@ -99,10 +99,9 @@ def _latency(report: Document) -> Markup:
     return figure(drawing, "Latency", *caption)
 
 
-def _accuracy(accuracy: Document) -> list[tuple[str, str]]:
-    names = {
-        "inherited": "inherited from the supernet",
-        "recalibrated": "batch-norm recalibrated",
+def _accuracy(accuracy: Document, adopted: bool) -> list[tuple[str, str]]:
+    inherited = {"inherited": "inherited from the supernet", "recalibrated": "batch-norm recalibrated"}
+    names = ({} if adopted else inherited) | {
         "trained": "trained",
         "pytorch": "PyTorch, compared images",
         "exported": "exported, compared images",

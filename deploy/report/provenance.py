@@ -14,12 +14,12 @@ Document = Mapping[str, Any]
 def provenance(report: Document) -> Markup:
     """Device, table, versions, seed, data, dates and commands."""
     found, origin = report["provenance"], report["provenance"]["search"]["origin"]
-    search = found["search"]
+    search, begun = found["search"], "adoption" if report["adopted"] else "search"
     groups = [
         facts("Device", _device(found["environment"])),
         facts("Latency table", _table(found["table"])),
         facts(
-            "Search",
+            begun.capitalize(),
             [
                 ("date", origin["date"]),
                 ("command", origin["command"]),
@@ -30,7 +30,7 @@ def provenance(report: Document) -> Markup:
                 ("space fingerprint", report["space"]["fingerprint"]),
             ],
         ),
-        facts("Software of the search", _software(origin)),
+        facts(f"Software of the {begun}", _software(origin)),
         *(_step(name, found[name]) for name in ("training", "verification", "report") if found[name]),
     ]
     return section("Provenance", "", tag("div", *groups, class_="pages"))

@@ -32,13 +32,13 @@ _ERRORS: dict[str, Callable[[Document], str]] = {
 
 
 def sections(report: Document) -> list[Markup]:
-    """All of them, in the order of the page."""
+    """All of them, in the order of the page; those about a search only where there was one."""
+    learned = [search_section(report), probabilities_section(report["probabilities"], report["history"])]
     return [
         _derivation(report),
-        candidates_section(report),
+        *([] if report["adopted"] else [candidates_section(report)]),
         _network(report),
-        search_section(report),
-        probabilities_section(report["probabilities"], report["history"]),
+        *([] if report["adopted"] else learned),
         _prediction(report),
         training_section(report),
         provenance(report),
@@ -49,11 +49,13 @@ def sections(report: Document) -> list[Markup]:
 def _derivation(report: Document) -> Markup:
     places = decimals(report["latency"]["target_ms"])
     low, high = (ms(value, places) for value in report["reachable_ms"])
-    intro = (
-        f"Networks of this space are predicted to take {low} to {high}. Each round derives the best "
-        "architecture under an internal limit and measures it; a miss tightens the limit, and what a network leaves "
-        "of the target may loosen it."
+    how = (
+        "This one was given, not searched."
+        if report["adopted"]
+        else "Each round derives the best architecture under an internal limit and measures it; a miss tightens the "
+        "limit, and what a network leaves of the target may loosen it."
     )
+    intro = f"Networks of this space are predicted to take {low} to {high}. {how}"
     rows = [
         (
             str(number),

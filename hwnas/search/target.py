@@ -92,17 +92,30 @@ def meet_target(
         if derived.id in seen:
             return
         seen.add(derived.id)
-        predicted = budget.model.exact_ms(derived)
-        network = Network(budget.model.space, derived).eval()
-        timed = device.measure(network, budget.model.space, limit_ms=budget.max_ms) if device else None
-        if timed is None:
-            yield DerivationRound(derived, limit, predicted, None, predicted <= budget.max_ms)
+        found = held_against(budget, derived, device, limit_ms=limit)
+        yield found
+        if found.measured_ms is None or (found.met and (found.measured_ms >= FLOOR * budget.max_ms or limit >= high)):
             return
-        met = timed.ms <= budget.max_ms
-        yield DerivationRound(derived, limit, predicted, timed.ms, met, timed.slowdown)
-        if met and (timed.ms >= FLOOR * budget.max_ms or limit >= high):
-            return
-        limit = moved_limit_ms(budget, predicted, timed.ms)
+        limit = moved_limit_ms(budget, found.predicted_ms, found.measured_ms)
+
+
+def held_against(
+    budget: Budget, architecture: Architecture, device: Device | None, *, limit_ms: float
+) -> DerivationRound:
+    """One architecture against the target.
+
+    Args:
+        budget: The target.
+        architecture: Built and measured with random weights.
+        device: Measures, or None to trust the prediction.
+        limit_ms: The internal limit that it was derived under.
+    """
+    predicted = budget.model.exact_ms(architecture)
+    if device is None:
+        return DerivationRound(architecture, limit_ms, predicted, None, predicted <= budget.max_ms)
+    network = Network(budget.model.space, architecture).eval()
+    timed = device.measure(network, budget.model.space, limit_ms=budget.max_ms)
+    return DerivationRound(architecture, limit_ms, predicted, timed.ms, timed.ms <= budget.max_ms, timed.slowdown)
 
 
 def moved_limit_ms(budget: Budget, predicted_ms: float, measured_ms: float) -> float:

@@ -262,11 +262,10 @@ class SearchSpace:
                 if not 0 <= index < len(choice.options):
                     raise ArchitectureError(f"choice '{choice.name}' has no option number {index}.")
             options = {c.name: c.options[int(i)] for c, i in zip(self.choices, options, strict=True)}
+        if extra := sorted(set(options) - set(self.choice_names)):
+            raise ArchitectureError(f"space '{self.name}' has no choice '{extra[0]}'.")
         architecture = Architecture(self.name, tuple((c, options.get(c, "")) for c in self.choice_names))
         self.indices(architecture)
-        if len(options) != len(self.choices):
-            extra = sorted(set(options) - set(self.choice_names))
-            raise ArchitectureError(f"space '{self.name}' has no choice '{extra[0]}'.")
         return architecture
 
     def indices(self, architecture: Architecture) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
-"""The steps of a run, each from one folder state to the next: search, train, export."""
+"""The steps of a run, each from one folder state to the next: search or adopt, train, export."""
 
+from hwnas.steps.adopting import adopt_run
 from hwnas.steps.finishing import (
     export_run,
     exported_name,
@@ -13,6 +14,7 @@ from hwnas.steps.inputs import default_target_ms, matching_data, profiler_of, su
 from hwnas.steps.searching import search_run, tighten_run, write_derivation
 
 __all__ = [
+    "adopt_run",
     "default_target_ms",
     "export_run",
     "exported_name",

@@ -15,21 +15,22 @@ from hwnas.data import ImageData
 from hwnas.distributed import barrier, expected_ranks, process_group, rank
 from hwnas.documents import Derivation, Round, read_document
 from hwnas.errors import RunError
-from hwnas.files import write_atomic, write_json
+from hwnas.files import write_atomic
 from hwnas.latency.budget import Budget
 from hwnas.latency.device import Device
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import Progress, no_progress
 from hwnas.recipes import create_recipe, recipe_origin
-from hwnas.run import RunFolder, table_hash
+from hwnas.run import RunFolder
 from hwnas.search.loop import SearchResult, search
 from hwnas.search.protocols import Finished
 from hwnas.search.recipe import Recipe
 from hwnas.search.surviving import Survivor, survivors
 from hwnas.search.target import DerivationRound, meet_target, moved_limit_ms, settled
-from hwnas.space import SearchSpace, macs, parameters
-from hwnas.steps.inputs import left_out, matching_data, profiler_of, supernet_weights, target_budget
+from hwnas.space import SearchSpace
+from hwnas.steps.inputs import matching_data, profiler_of, supernet_weights, target_budget
+from hwnas.steps.recording import described, write_rounds
 
 log = logging.getLogger("hwnas")
 
@@ -91,8 +92,8 @@ def search_run(
     images = matching_data(data, space, seed, classes)
     device = None if other_device else Device(profiler_of(table), table)
     config = {
-        **_described(space, table, budget, chosen, compute, images),
-        **({"proxy": dict(proxy)} if proxy else {}),
+        **described(budget, table, images),
+        **_fixed(chosen, compute, proxy or {}),
         "recipe": {"name": recipe, "arguments": recipe_arguments or {}, **recipe_origin(recipe)},
         "weights_from": None if weights_from is None else str(Path(weights_from).resolve()),
     } | {"data": data, "classes": classes, "seed": seed, "other_device": other_device}
@@ -117,18 +118,11 @@ def _recipe(name: str, arguments: Mapping[str, Any], proxy: Mapping[str, float])
     return create_recipe(name, **arguments).in_proxy(proxy)
 
 
-def _described(
-    space: SearchSpace, table: LatencyTable, budget: Budget, recipe: Recipe, compute: Compute, images: ImageData
-) -> dict[str, Any]:
-    """What a run that is resumed must agree with."""
-    return {
-        "space": space.describe(),
-        "table": {"path": str(Path(table.path or "").resolve()), "sha256": table_hash(table)},
-        "images": images.fingerprint,
-        "max_ms": budget.max_ms,
-        "resolved": recipe.resolved,
-        "compute": {"precision": compute.precision, "parts": compute.accumulate * expected_ranks()},
-    }
+def _fixed(recipe: Recipe, compute: Compute, proxy: Mapping[str, float]) -> dict[str, Any]:
+    """What decides the bits of a search, and so must not change until it ends."""
+    parts = compute.accumulate * expected_ranks()
+    computed = {"resolved": recipe.resolved, "compute": {"precision": compute.precision, "parts": parts}}
+    return computed | ({"proxy": dict(proxy)} if proxy else {})
 
 
 def recorded_rounds(run: RunFolder) -> list[DerivationRound]:
@@ -203,6 +197,8 @@ def tighten_run(
         The new rounds; empty where nothing faster can be derived.
     """
     budget, config = run.budget(), run.config
+    if run.adopted:
+        raise RunError(f"the network of {run.path} was given, not searched; no other can be derived. Search for one.")
     recipe = _recipe(config["recipe"]["name"], config["recipe"]["arguments"], config.get("proxy", {}))
     if recipe.resolved != config["resolved"]:
         raise RunError(f"recipe '{recipe.name}' has changed since {run.path} was searched. Search again.")
@@ -232,35 +228,14 @@ def write_derivation(
     earlier: Sequence[Round] = (),
 ) -> None:
     """Records how the limit was met, and the architecture that did."""
-    model, chosen = budget.model, rounds[-1].architecture
-    operators = model.space.operators(chosen)
+    chosen = rounds[-1].architecture
     paths = PathAccuracy(result.supernet, result.weight_images, data.val, compute, run.config["seed"])
-    write_json(
-        run.file("derivation.json"),
-        {
-            "target_ms": budget.max_ms,
-            "reachable_ms": list(budget.reachable_ms),
-            "met": rounds[-1].met,
-            "rounds": [*earlier, *({**each.to_dict(), "accuracy": paths(each.architecture)} for each in rounds)],
-            "prediction": {
-                "error": model.error.to_dict() if model.error else None,
-                "baselines": {name: error.to_dict() for name, error in (model.baselines or {}).items()},
-                "poor": model.poor,
-            },
-            "layers": [
-                {
-                    "name": name,
-                    "operator": str(op),
-                    "predicted_ms": ms,
-                    "macs": macs(op),
-                    "parameters": parameters(op),
-                }
-                for (name, ms), op in zip(model.layers_ms(chosen), operators, strict=False)
-            ],
-            "overhead_ms": model.overhead_ms,
-            "probabilities": {name: p.tolist() for name, p in result.probabilities.items()},
-            "accuracy": {"inherited": paths.as_trained(chosen), "recalibrated": paths(chosen)},
-            "num_unreadable": left_out(data),
-        },
+    judged = [{**each.to_dict(), "accuracy": paths(each.architecture)} for each in rounds]
+    write_rounds(
+        run,
+        budget,
+        [*earlier, *judged],
+        data,
+        probabilities={name: p.tolist() for name, p in result.probabilities.items()},
+        accuracy={"inherited": paths.as_trained(chosen), "recalibrated": paths(chosen)},
     )
-    run.save_architecture(chosen)
