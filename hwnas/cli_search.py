@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 TablePath = Annotated[Path, typer.Option("--table", help="Latency table of the device.")]
 Output = Annotated[Path, typer.Option(help="Run folder to create.")]
 OtherDevice = Annotated[bool, typer.Option("--other-device", help="Accept a table of another device.")]
+Network = Annotated[
+    str,
+    typer.Argument(help="architecture.json or genotype.json of a run, 'Genotype(...)', or '|name|' in NAS-Bench-201."),
+]
 MaxMs = Annotated[float | None, typer.Option(help="Limit; the middle of the reachable range if not given.")]
 RecipeName = Annotated[str, typer.Option(help="Method; see 'hwnas list recipes', or FILE.py:FUNCTION of your own.")]
 Settings = Annotated[
@@ -102,15 +106,17 @@ def search(
 
 
 def adopt(
-    network: Annotated[str, typer.Argument(help="Its architecture.json or genotype.json, or the text of a genotype.")],
+    network: Network,
     space: SpaceName,
     table: TablePath,
     output: Output,
-    max_ms: Annotated[float | None, typer.Option(help="Limit; 5 % above the prediction if not given.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Limit; 5 % above what the network takes if not given.")] = None,
     data: Data = "digits",
     other_device: OtherDevice = False,
     resolution: Resolution = None,
-    classes: Classes = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", "--num-classes", help="Train on this many of the data set's classes.")
+    ] = None,
     width: Width = None,
     seed: Seed = 0,
 ) -> None:
@@ -122,11 +128,12 @@ def adopt(
     loaded = LatencyTable.load(table)
     describe_model(built, loaded)
     found = adopt_run(
-        built, loaded, output, network, data=data, classes=classes, max_ms=max_ms, seed=seed, other_device=other_device
-    )
+        built, loaded, output, network=network, data=data, classes=classes, max_ms=max_ms, seed=seed,
+        other_device=other_device,
+    )  # fmt: skip
     _show(built, [found])
     if not found.met:
-        raise VerificationError(f"the network does not keep the limit; see {output}. Give --max-ms, or search for one.")
+        raise VerificationError(f"the network does not keep the limit; see {output}. Search for one that does.")
 
 
 def _show(space: SearchSpace, rounds: list[DerivationRound]) -> None:

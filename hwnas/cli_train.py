@@ -23,7 +23,7 @@ from hwnas.cli_options import (
 )
 from hwnas.console import Reporter
 
-Data = Annotated[str | None, typer.Option(help="Another data set than the search's.")]
+Data = Annotated[str | None, typer.Option(help="Another data set than the run's.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(help="Images a step, over all devices.")]
 Optimizer = Annotated[str, typer.Option(help="sgd, rmsprop or adamw.")]

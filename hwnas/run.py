@@ -101,7 +101,9 @@ class RunFolder:
         """
         run = cls(Path(path))
         if not run.file("run.json").exists():
-            raise RunError(f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one.")
+            raise RunError(
+                f"{path} is not a run folder (no run.json). 'hwnas search --output {path}' makes one, or 'hwnas adopt'."
+            )
         run.document  # noqa: B018
         return run
 
@@ -198,6 +200,9 @@ class RunFolder:
 
     def _check_resumable(self, config: Mapping[str, Any], resume: bool) -> None:
         stored = self.config
+        if ADOPTED in (stored["recipe"]["name"], config["recipe"]["name"]):
+            how = "was given" if self.adopted else "was searched"
+            raise RunError(f"{self.path} holds a run whose network {how}. Choose another output.")
         different = [key for key in sorted({*stored, *config}) if stored.get(key) != config.get(key)]
         if different == ["data"] and "images" in config:  # the same images elsewhere
             different = []

@@ -64,6 +64,7 @@ def test_target_in_seconds(search: Run, table: Path) -> None:
 
 def test_target_without_end(search: Run, table: Path) -> None:
     search("--max-ms", "inf").failed(2, "infinite limit", "--max-ms 20")
+    search("--max-ms", "1e10").failed(2, "a limit of 1e+10 ms limits nothing", "--max-ms 20")
     assert not (table.parent / "new").exists()
 
 

@@ -166,14 +166,18 @@ def test_what_made_something_names_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_
         assert (found["gpu"], found["driver"], found["cuda"]) == ("Test GPU", driver, "13.0")
 
 
-def test_options_of_a_space_without_a_flag_stand_behind_its_name(searched: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [None, 100])
+def test_options_of_a_space_without_a_flag_stand_behind_its_name(
+    searched: Path, tmp_path: Path, classes: int | None
+) -> None:
     space = create_space("darts-cell", channels=4, num_cells=3, num_classes=100)
     config = {**RunFolder.open(searched).config, "space": space.describe(), "proxy": {"channels": 2, "num_cells": 5}}
-    RunFolder.create(tmp_path / "run", config, resume=False)
+    RunFolder.create(tmp_path / "run", config | {"classes": classes}, resume=False)
     lines = told(tmp_path / "run")
     said = parsed(lines["search"])
-    assert built_space(said["space"], said["resolution"], 100, said["width"]).fingerprint == space.fingerprint
-    assert (said["classes"], numbers(said["proxy"])) == (100, config["proxy"])
+    found = built_space(said["space"], said["resolution"], said["classes"], said["width"])
+    assert found.fingerprint == space.fingerprint
+    assert (said["classes"], numbers(said["proxy"])) == (classes, config["proxy"])
     said = parsed(lines["profile"])
     found = built_space(said["space"], said["resolution"], said["num_classes"], said["width"])
     assert found.fingerprint == space.fingerprint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from hwnas.errors import HwnasError
+from hwnas.latency.items import Item
 from hwnas.latency.measure import measure
 from hwnas.space import create_space
 from hwnas.testing.toys import AnalyticProfiler
@@ -54,3 +57,25 @@ def test_recipes_of_the_benchmark_have_one_pace(load_benchmark: Load) -> None:
 def test_networks_have_the_names_of_the_benchmark(load_benchmark: Load) -> None:
     space = create_space("nas-bench-macro")
     assert load_benchmark("nas_bench_macro").code_of(space, space.architecture([0, 1, 2, 0, 1, 2, 0, 1])) == "01201201"
+
+
+def test_operators_and_networks_are_timed_forth_and_back(load_benchmark: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, visited = create_space("tiny-mbconv", resolution=16), []
+    items = [*map(Item.operator, space.signatures()[:2]), Item.network(space, space.distinct(1, seed=0)[0])]
+    script, profiler = load_benchmark("rounds"), AnalyticProfiler()
+    prepare = profiler.prepare
+
+    class Watched:
+        def __init__(self, number: int, session: Any) -> None:
+            self.number, self.session = number, session
+
+        def time_ms(self, *, budget_ms: float) -> list[float]:
+            visited.append(self.number)
+            return list(self.session.time_ms(budget_ms=budget_ms))
+
+    numbers = itertools.count()
+    monkeypatch.setattr(profiler, "prepare", lambda *arguments: Watched(next(numbers), prepare(*arguments)))
+    samples = script.timed(items, profiler, num_rounds=3, visit_ms=0.1)
+    assert visited == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert [len(rounds) for rounds in samples] == [3, 3, 3]
+    assert min(samples[2][0]) > max(min(samples[0][0]), min(samples[1][0]))  # a network, and operators of it

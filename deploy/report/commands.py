@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,16 +11,13 @@ from typing import Any
 from hwnas.compute import Compute
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder
-from hwnas.space.library import SPACES
+from hwnas.space import spelled
 from hwnas.steps import exported_name
 from hwnas.tensorrt_engine import FLAVOURS
 from hwnas.training import TrainingOptions
 
 _RENAMED = {"num_epochs": "epochs", "num_workers": "workers"}
 """Arguments of a recipe or a training whose flag has another name."""
-
-_SPACE_FLAGS = ("resolution", "num_classes", "width")
-"""Options of a space that have a flag."""
 
 _PYTHON_ONLY = ("channels_last", "momentum", "warm_up", "distillation_weight", "temperature")
 """Arguments of a training that the command line does not have."""
@@ -83,16 +79,17 @@ def _search(run: RunFolder) -> str:
 
 def _adopt(run: RunFolder) -> str:
     """The same of a run whose network was given."""
-    return _line("adopt", run.config["recipe"]["arguments"]["network"], *_flags(_begun(run)))
+    return _line("adopt", run.architecture().to_json(), *_flags(_begun(run)))
 
 
 def _begun(run: RunFolder) -> dict[str, Any]:
     """What every command that begins a run is told."""
     config = run.config
-    classes = {} if config.get("classes") is None else {"num_classes": config["classes"]}
+    space, classes = config["space"], config.get("classes")  # of which --num-classes is, for these commands
+    options = {name: value for name, value in space["options"].items() if name != "num_classes" or classes is None}
     return {
-        **_space(config),
-        **classes,
+        **spelled(space["name"], options, flags=("resolution", "width")),
+        "num_classes": classes,
         "table": config["table"]["path"],
         "max_ms": config["max_ms"],
         "data": config["data"],
@@ -107,15 +104,6 @@ def _export(run: RunFolder, file: Mapping[str, Any]) -> str:
     flavour = file["environment"]["runtime"]
     exporter = {"exporter": "tensorrt", "flavour": flavour} if flavour in FLAVOURS else {"exporter": "onnx"}
     return _line("export", run.path, *_flags({**exporter, "precision": file["precision"]}))
-
-
-def _space(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The space, apart from defaults; options without a flag of their own stand behind its name."""
-    name, options = config["space"]["name"], config["space"]["options"]
-    defaults = inspect.signature(SPACES[name]).parameters
-    chosen = {key: value for key, value in options.items() if value != defaults[key].default}
-    flags = {key: chosen.pop(key) for key in _SPACE_FLAGS if key in chosen}
-    return {"space": ":".join(filter(None, (name, _numbers(chosen)))), **flags}
 
 
 def _numbers(options: Mapping[str, Any]) -> str:
@@ -170,7 +158,8 @@ def _profile(table: LatencyTable, config: Mapping[str, Any]) -> str | None:
         "threads": environment.threads or None,
     }
     plan = {name: (plans or [measured])[0].get(name) for name in ("networks", "rounds", "minutes", "seed")}
-    return _line("profile", *_flags({**_space(config), **target, **plan, "output": config["table"]["path"]}))
+    space = spelled(config["space"]["name"], config["space"]["options"])
+    return _line("profile", *_flags({**space, **target, **plan, "output": config["table"]["path"]}))
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,8 @@ def collect(run: RunFolder) -> Document:
     results = _results(derivation, training, verification)
     notes += latency_notes(results["latency"], derivation["prediction"], measured, run.config) + table_notes(table)
     left_out = training.get("num_unreadable", 0) if training else 0
-    notes += image_notes(search=derivation.get("num_unreadable", 0), training=left_out)
+    begun = "adoption" if run.adopted else "search"
+    notes += image_notes(**{begun: derivation.get("num_unreadable", 0), "training": left_out})
     document: Document = _finite(
         {
             "format": FORMAT,

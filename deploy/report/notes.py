@@ -21,7 +21,7 @@ def latency_notes(
     """Remarks on how far target, prediction and measurement can be trusted."""
     places, notes = decimals(latency["target_ms"]), []
     if config["other_device"]:
-        notes.append("The search was for another device: nothing was measured on it after the table.")
+        notes.append("The run is for another device: nothing was measured on it after the table.")
     if prediction["error"] is None:
         notes.append("The table's error is unknown: no whole networks were measured with it.")
     elif prediction["poor"]:

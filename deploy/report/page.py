@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 _BASIS = {
     "verification": "measured with the exported network",
-    "derivation": "measured with the derived network, before training",
+    "derivation": "measured before training",
     "prediction": "predicted; not measured on the device",
 }
 

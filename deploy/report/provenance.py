@@ -23,7 +23,7 @@ def provenance(report: Document) -> Markup:
             [
                 ("date", origin["date"]),
                 ("command", origin["command"]),
-                ("recipe", _call(search["recipe"])),
+                *([] if report["adopted"] else [("recipe", _call(search["recipe"]))]),
                 ("data", search["data"]),
                 ("seed", str(search["seed"])),
                 ("space", f"{_call({**report['space'], 'arguments': report['space']['options']})}"),

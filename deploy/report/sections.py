@@ -49,9 +49,10 @@ def sections(report: Document) -> list[Markup]:
 def _derivation(report: Document) -> Markup:
     places = decimals(report["latency"]["target_ms"])
     low, high = (ms(value, places) for value in report["reachable_ms"])
+    adopted = report["adopted"]
     how = (
-        "This one was given, not searched."
-        if report["adopted"]
+        "This one was given, and no other tried."
+        if adopted
         else "Each round derives the best architecture under an internal limit and measures it; a miss tightens the "
         "limit, and what a network leaves of the target may loosen it."
     )
@@ -68,7 +69,8 @@ def _derivation(report: Document) -> Markup:
         for number, each in enumerate(report["rounds"], start=1)
     ]
     header = ("#", "limit", "predicted", "measured", "target", "architecture")
-    return section("Derivation", intro, table("Derivation rounds", header, rows))
+    title, caption = ("Limit", "The network against the limit") if adopted else ("Derivation", "Derivation rounds")
+    return section(title, intro, table(caption, header, rows))
 
 
 def _network(report: Document) -> Markup:

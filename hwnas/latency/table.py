@@ -24,7 +24,7 @@ from hwnas.errors import (
 from hwnas.files import read_json, read_text, write_atomic, write_json
 from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
-from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs
+from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs, spelled
 from hwnas.space.cost import has_cost
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class LatencyTable:
             path = shlex.quote(str(self.path or "TABLE.csv"))
             raise MissingSignatureError(
                 f"latency table {self.name} lacks {len(missing)} of {len(needed)} signatures of space "
-                f"'{space.name}' (first: {missing[0]}). Run 'hwnas profile --space {space.name} {options} "
+                f"'{space.name}' (first: {missing[0]}). Run 'hwnas profile {options} "
                 f"--profiler {self.environment.runtime} --output {path}' to add them."
             )
 
@@ -108,8 +108,7 @@ class LatencyTable:
         named = {name: getattr(here, name) for name in ("precision", "batch", "threads")}
         changed = {name: value for name, value in named.items() if value != getattr(usual, name)}
         target = {name: here.arguments[name] for name in ("device", "cores", "mode") if name in here.arguments}
-        size = {name: space.options[name] for name in ("resolution", "num_classes", "width") if name in space.options}
-        return {**size, **target, **changed}  # a space's other options are not the command line's
+        return {**spelled(space.name, space.options), **target, **changed}
 
     def require_environment(self, here: Environment) -> None:
         """Refuses a table that was measured elsewhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ DEFAULT_TARGET = 0.5
 """Position of the default target between the fastest (0) and the slowest (1) network."""
 
 
+LARGEST_MS = 1e9
+"""No latency comes near; see ``Milliseconds`` in ``hwnas.documents``."""
+
+
 def default_target_ms(model: LatencyModel) -> float:
     """A limit in the middle of the reachable range, rounded up to three figures."""
     low, high = feasible_range_ms(model)
@@ -34,7 +39,14 @@ def default_target_ms(model: LatencyModel) -> float:
 
 
 def target_budget(model: LatencyModel, max_ms: float | None) -> Budget:
-    """The limit that was asked for, or the default one."""
+    """The limit that was asked for, or the default one.
+
+    Raises:
+        UsageError: It is more than the documents of a run hold.
+        InfeasibleBudgetError: No network is that fast.
+    """
+    if max_ms is not None and LARGEST_MS < max_ms < math.inf:
+        raise UsageError(f"a limit of {max_ms:g} ms limits nothing. Give milliseconds, such as --max-ms 20.")
     return Budget(model, default_target_ms(model) if max_ms is None else max_ms)
 
 
@@ -95,6 +107,8 @@ def supernet_weights(space: SearchSpace, path: Path | str | None) -> dict[str, T
     if path is None:
         return None
     other = RunFolder.open(path)
+    if other.adopted:
+        raise RunError(f"{path} has no supernet: its network was given. Start from a search of this space.")
     snapshot = load_checkpoint(other.file("search.pt"), "space", "supernet")
     if snapshot["space"] != space.fingerprint:
         raise RunError(

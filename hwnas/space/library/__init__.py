@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from hwnas.errors import UnknownNameError, UsageError
 from hwnas.space.library.darts import darts_cell, gold_nas, robust_darts
@@ -25,6 +25,9 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
     "tiny-mbconv": tiny_mbconv,
 }
 
+
+FLAGS = ("resolution", "num_classes", "width")
+"""Options that the commands have a flag for; all others stand behind the name of the space."""
 
 LARGEST = 1_000_000
 """No option of a space comes near; sizes that follow from it stay numbers that can be worked with."""
@@ -60,3 +63,21 @@ def create_space(name: str, **options: float) -> SearchSpace:
                 f"got {value!r:.80}. The default is {default}."
             )
     return SPACES[name](**options)
+
+
+def spelled(name: str, options: Mapping[str, float], *, flags: Sequence[str] = FLAGS) -> dict[str, float | str]:
+    """How a command is told of a space: ``space``, and what is given by flags; defaults are left out.
+
+    Args:
+        name: Of the space.
+        options: It was created with.
+        flags: Options that are given by a flag.
+
+    Example:
+        >>> spelled("darts-cell", {"resolution": 64, "channels": 8, "inputs": 2})
+        {'space': 'darts-cell:channels=8', 'resolution': 64}
+    """
+    known = inspect.signature(SPACES[name]).parameters if name in SPACES else {}
+    chosen = {key: value for key, value in options.items() if key not in known or value != known[key].default}
+    behind = ",".join(f"{key}={value}" for key, value in chosen.items() if key not in flags)
+    return {"space": f"{name}:{behind}" if behind else name, **{key: chosen[key] for key in flags if key in chosen}}
