@@ -126,6 +126,7 @@ def test_the_published_rule_stands_however_little_of_the_limit_its_cell_uses(nam
         ("fbnet", {"units_per_ms": 1000}, "units_per_ms=1000 has no effect.*--set published=True"),
         ("proxylessnas", {"units_per_ms": 1000, "published": True, "mode": "reinforce"}, "has no effect"),
         ("fbnet", {"units_per_ms": -1, "published": True}, "units_per_ms is -1; expected more than 0"),
+        ("cp_nas", {"num_epochs": 2}, "drops nothing in 2 epochs.*epochs_per_round=2 or less"),
         ("snas", {"order": 2}, "recipe 'snas' has no argument 'order'; it takes num_epochs"),
     ],
 )
@@ -169,7 +170,8 @@ def test_a_rate_that_no_search_can_use_is_refused(
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
-    mode = {"mode": "l2"} if name == "robust_darts" else {}  # others need more epochs
+    mode: dict[str, Any] = {"robust_darts": {"mode": "l2"}, "cp_nas": {"epochs_per_round": 1}}.get(name, {})
+    # without which they need more epochs
     batch_size = 20 if name in OF_CELLS else 56
     recipe, model = create_recipe(name, num_epochs=1, batch_size=batch_size, **mode), toy_latency_model()[1]
     data = load_data("digits", resolution=8)
