@@ -32,6 +32,7 @@ from hwnas.errors import UsageError, VerificationError
 from hwnas.space.genotype import printed
 
 if TYPE_CHECKING:
+    from hwnas.latency.table import LatencyTable
     from hwnas.search.target import DerivationRound
     from hwnas.space import SearchSpace
 
@@ -84,12 +85,9 @@ def search(
     seed: Seed = 0,
 ) -> None:
     """Search a space under a hard latency limit; under torchrun, on several devices."""
-    from hwnas.latency.table import LatencyTable
     from hwnas.steps import search_run
 
-    built = built_space(space, resolution, classes, width)
-    loaded = LatencyTable.load(table)
-    describe_model(built, loaded)
+    built, loaded = _opened(space, table, resolution, classes, width)
     given = {name: value for name, value in (("num_epochs", epochs), ("batch_size", batch_size)) if value is not None}
     with Reporter() as reporter:
         rounds = search_run(
@@ -121,12 +119,9 @@ def adopt(
     seed: Seed = 0,
 ) -> None:
     """Take a network that is known already, as published: predict and measure it, and train it like a derived one."""
-    from hwnas.latency.table import LatencyTable
     from hwnas.steps import adopt_run
 
-    built = built_space(space, resolution, classes, width)
-    loaded = LatencyTable.load(table)
-    describe_model(built, loaded)
+    built, loaded = _opened(space, table, resolution, classes, width)
     found = adopt_run(
         built, loaded, output, network=network, data=data, classes=classes, max_ms=max_ms, seed=seed,
         other_device=other_device,
@@ -134,6 +129,17 @@ def adopt(
     _show(built, [found])
     if not found.met:
         raise VerificationError(f"the network does not keep the limit; see {output}. Search for one that does.")
+
+
+def _opened(
+    space: str, table: Path, resolution: int | None, classes: int | None, width: float | None
+) -> tuple[SearchSpace, LatencyTable]:
+    """The space and the table that a run is of; says how well one predicts the other."""
+    from hwnas.latency.table import LatencyTable
+
+    built, loaded = built_space(space, resolution, classes, width), LatencyTable.load(table)
+    describe_model(built, loaded)
+    return built, loaded
 
 
 def _show(space: SearchSpace, rounds: list[DerivationRound]) -> None:

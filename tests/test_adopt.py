@@ -94,9 +94,7 @@ def predicted_ms(table: Path, network: Architecture) -> float:
     return LatencyModel.from_table(SMALL, LatencyTable.load(table)).exact_ms(network)
 
 
-def test_a_given_network_is_predicted_measured_and_finished_like_any_other(
-    adopt: Run, hwnas: Run, table: Path, tmp_path: Path
-) -> None:
+def test_a_given_network_is_predicted_and_measured(adopt: Run, table: Path, tmp_path: Path) -> None:
     network, run = GIVEN, tmp_path / "known"
     (tmp_path / "given.json").write_text(network.to_json())
     said, ms = adopt(tmp_path / "given.json").done(), predicted_ms(table, network)

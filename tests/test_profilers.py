@@ -68,19 +68,13 @@ def test_the_command_that_adds_operators_names_device_and_mode() -> None:
     command = "--device cuda:1 --mode cuda-graph --precision fp16 --batch 8 --threads 0 --profiler torch"
     with pytest.raises(MissingSignatureError, match=command):
         LatencyTable(environment, {}).require(create_space("tiny-mbconv"))
-    for space, words in (
-        (create_space("fbnet"), "fbnet"),
-        (
-            create_space("fbnet", resolution=96, num_classes=10, width=0.5),
-            "fbnet --resolution 96 --num-classes 10 --width 0.5",
-        ),
-        (
-            create_space("darts-cell", channels=8, num_cells=5, resolution=64),
-            "darts-cell:channels=8,num_cells=5 --resolution 64",
-        ),
+    with pytest.raises(
+        MissingSignatureError, match=f"--space fbnet --resolution 224 --num-classes 1000 --width 1.0 {command}"
     ):
-        with pytest.raises(MissingSignatureError, match=f"'hwnas profile --space {words} {command}"):
-            LatencyTable(environment, {}).require(space)
+        LatencyTable(environment, {}).require(create_space("fbnet"))
+    cells = "--space darts-cell:channels=8,num_cells=5 --resolution 64 --num-classes 10"
+    with pytest.raises(MissingSignatureError, match=f"'hwnas profile {cells} {command}"):
+        LatencyTable(environment, {}).require(create_space("darts-cell", channels=8, num_cells=5, resolution=64))
 
 
 def test_analytic_profiler_keeps_the_contract() -> None:

@@ -170,8 +170,8 @@ def test_a_rate_that_no_search_can_use_is_refused(
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_searches_on_real_images_and_keeps_the_limit(name: str, tmp_path: Path) -> None:
-    mode: dict[str, Any] = {"robust_darts": {"mode": "l2"}, "cp_nas": {"epochs_per_round": 1}}.get(name, {})
-    # without which they need more epochs
+    short = {"robust_darts": {"mode": "l2"}, "cp_nas": {"epochs_per_round": 1}}  # others need more epochs
+    mode: dict[str, Any] = short.get(name, {})
     batch_size = 20 if name in OF_CELLS else 56
     recipe, model = create_recipe(name, num_epochs=1, batch_size=batch_size, **mode), toy_latency_model()[1]
     data = load_data("digits", resolution=8)

@@ -11,7 +11,7 @@ from typing import Any
 from hwnas.compute import Compute
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RunFolder
-from hwnas.space import spelled
+from hwnas.space import listed, spelled
 from hwnas.steps import exported_name
 from hwnas.tensorrt_engine import FLAVOURS
 from hwnas.training import TrainingOptions
@@ -70,11 +70,15 @@ def missing_sections(
 def _search(run: RunFolder) -> str:
     """The command that makes the run again, up to its architecture."""
     config, how = run.config, run.how
-    method = {"weights_from": config.get("weights_from"), "recipe": config["recipe"]["name"]}
-    method |= _recipe_arguments(config["recipe"]["arguments"])
-    method |= {"proxy": _numbers(config.get("proxy", {})) or None}
-    computed = _chosen(how.get("compute", {}), Compute())
-    return _line("search", *_flags({**_begun(run), **method, **computed}), ranks=how.get("ranks", 1))
+    searched = {
+        **_begun(run),
+        "weights_from": config.get("weights_from"),
+        "recipe": config["recipe"]["name"],
+        **_recipe_arguments(config["recipe"]["arguments"]),
+        "proxy": listed(config.get("proxy", {})) or None,
+        **_chosen(how.get("compute", {}), Compute()),
+    }
+    return _line("search", *_flags(searched), ranks=how.get("ranks", 1))
 
 
 def _adopt(run: RunFolder) -> str:
@@ -83,9 +87,9 @@ def _adopt(run: RunFolder) -> str:
 
 
 def _begun(run: RunFolder) -> dict[str, Any]:
-    """What every command that begins a run is told."""
+    """What every command that begins a run is told; its ``--num-classes`` chooses classes of the data, too."""
     config = run.config
-    space, classes = config["space"], config.get("classes")  # of which --num-classes is, for these commands
+    space, classes = config["space"], config.get("classes")
     options = {name: value for name, value in space["options"].items() if name != "num_classes" or classes is None}
     return {
         **spelled(space["name"], options, flags=("resolution", "width")),
@@ -104,11 +108,6 @@ def _export(run: RunFolder, file: Mapping[str, Any]) -> str:
     flavour = file["environment"]["runtime"]
     exporter = {"exporter": "tensorrt", "flavour": flavour} if flavour in FLAVOURS else {"exporter": "onnx"}
     return _line("export", run.path, *_flags({**exporter, "precision": file["precision"]}))
-
-
-def _numbers(options: Mapping[str, Any]) -> str:
-    """What the command line reads as these numbers."""
-    return ",".join(f"{key}={value}" for key, value in options.items())
 
 
 def _recipe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,12 +33,13 @@ _ERRORS: dict[str, Callable[[Document], str]] = {
 
 def sections(report: Document) -> list[Markup]:
     """All of them, in the order of the page; those about a search only where there was one."""
-    learned = [search_section(report), probabilities_section(report["probabilities"], report["history"])]
+    searched = not report["adopted"]
     return [
         _derivation(report),
-        *([] if report["adopted"] else [candidates_section(report)]),
+        *([candidates_section(report)] if searched else []),
         _network(report),
-        *([] if report["adopted"] else learned),
+        *([search_section(report)] if searched else []),
+        *([probabilities_section(report["probabilities"], report["history"])] if searched else []),
         _prediction(report),
         training_section(report),
         provenance(report),

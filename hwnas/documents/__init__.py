@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hwnas.documents.checking import (
     LARGEST,
+    LARGEST_MS,
     Count,
     Figure,
     Milliseconds,
@@ -33,6 +34,7 @@ from hwnas.documents.table import Begun, EnvironmentDocument, Failed, Sidecar, V
 
 __all__ = [
     "LARGEST",
+    "LARGEST_MS",
     "ArchitectureDocument",
     "Begun",
     "Config",

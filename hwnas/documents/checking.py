@@ -28,7 +28,10 @@ LARGEST = 1e18
 Figure = Annotated[float, Within(-LARGEST, LARGEST)]
 Count = Annotated[int, Within(0, LARGEST)]
 Share = Annotated[float, Within(0, 1)]
-Positive = Annotated[float, Within(1e-6, 1e9)]
+LARGEST_MS = 1e9
+"""No latency comes near."""
+
+Positive = Annotated[float, Within(1e-6, LARGEST_MS)]
 Milliseconds = Positive
 
 

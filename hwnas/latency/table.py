@@ -26,6 +26,7 @@ from hwnas.latency.environment import Environment
 from hwnas.latency.measurement import Measurement
 from hwnas.space import SIGNATURE_VERSION, OpSignature, SearchSpace, macs, spelled
 from hwnas.space.cost import has_cost
+from hwnas.space.library import FLAGS
 
 if TYPE_CHECKING:
     import pandas
@@ -108,7 +109,8 @@ class LatencyTable:
         named = {name: getattr(here, name) for name in ("precision", "batch", "threads")}
         changed = {name: value for name, value in named.items() if value != getattr(usual, name)}
         target = {name: here.arguments[name] for name in ("device", "cores", "mode") if name in here.arguments}
-        return {**spelled(space.name, space.options), **target, **changed}
+        size = {name: space.options[name] for name in FLAGS if name in space.options}
+        return {**spelled(space.name, space.options), **size, **target, **changed}
 
     def require_environment(self, here: Environment) -> None:
         """Refuses a table that was measured elsewhere.

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch.optim import SGD
 
-from hwnas.errors import UsageError
 from hwnas.search.derivations import Survivors
 from hwnas.search.pruners import DropWorst
 from hwnas.search.rating import Rated, WithoutReplacement
@@ -25,20 +24,12 @@ def cp_nas(*, num_epochs: int = 21, batch_size: int = 64, arch_lr: float = 0.01,
         arch_lr: What a logit rises by for an accuracy of 1; the scale of ratings beside that of latency.
         epochs_per_round: Epochs from one drop to the next.
 
-    Raises:
-        UsageError: Nothing would ever be dropped.
-
     Source:
         CP-NAS, arXiv 2005.00057, section 3; that it is what "CPNAS" means is not confirmed. Sampling without
         replacement, dropping the worst of every edge until one is left.
         Differs: networks of one bit, and with them the second term of the indicator, are left out; latency is held to
         the limit; epochs, learning rate and batch are ours, SGD is as of DARTS.
     """
-    if 0 < num_epochs < epochs_per_round:
-        raise UsageError(
-            f"recipe 'cp_nas' drops nothing in {num_epochs} epochs: the first drop comes after {epochs_per_round}. "
-            f"Search longer, or give epochs_per_round={num_epochs} or less."
-        )
     return Recipe(
         name="cp_nas",
         relaxation=WithoutReplacement(),

@@ -190,6 +190,14 @@ class Regularizer(Protocol):
 class Pruner(Protocol):
     """Takes options out of the search, at the end of every epoch."""
 
+    def check(self, recipe: Recipe) -> None:
+        """Refuses a recipe whose search it would have no effect on.
+
+        Raises:
+            UsageError: Says what would do.
+        """
+        return
+
     def __call__(self, step: SearchStep) -> Candidates:
         """What is searched from now on: of every choice a part of what was, or ``none`` alone; at least one option.
 

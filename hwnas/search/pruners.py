@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from hwnas.search.protocols import Candidates, Pruner
 from hwnas.search.step import SearchStep
 from hwnas.search.surviving import strongest
 from hwnas.space import NONE, SearchSpace, without_dead
+
+if TYPE_CHECKING:
+    from hwnas.search.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ class DropWorst(Pruner):
     def __post_init__(self) -> None:
         if min(self.count, self.every) < 1:
             raise UsageError(f"DropWorst drops at least 1 option every 1 epoch; got {self.count} and {self.every}.")
+
+    def check(self, recipe: Recipe) -> None:
+        """See ``Pruner``."""
+        if 0 < recipe.num_epochs < self.every:
+            raise UsageError(
+                f"recipe '{recipe.name}' drops nothing in {recipe.num_epochs:g} epochs: the first drop comes after "
+                f"{self.every}. Search longer, or drop more often: of cp_nas, epochs_per_round={recipe.num_epochs:g} "
+                "or less."
+            )
 
     def __call__(self, step: SearchStep) -> Candidates:
         """See ``Pruner``."""

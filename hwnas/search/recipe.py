@@ -129,6 +129,8 @@ class Recipe:
                 "Sigmoid(), or another derivation."
             )
         self.scheme.check(self)
+        if self.pruner:
+            self.pruner.check(self)
         if self.roll_back:
             self.roll_back.check(self)
 

@@ -3,7 +3,7 @@
 from hwnas.space.alive import tidied, whole, without_dead
 from hwnas.space.architecture import Architecture
 from hwnas.space.cost import macs, parameters
-from hwnas.space.library import SPACES, create_space, spelled
+from hwnas.space.library import SPACES, create_space, listed, spelled
 from hwnas.space.search_space import Choice, Joined, LayerSpec, Node, SearchSpace, Wiring, chained
 from hwnas.space.signature import NONE, SIGNATURE_VERSION, OpSignature, Shape
 
@@ -22,6 +22,7 @@ __all__ = [
     "Wiring",
     "chained",
     "create_space",
+    "listed",
     "macs",
     "parameters",
     "spelled",

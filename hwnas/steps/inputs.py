@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hwnas.checkpoint import load_checkpoint
 from hwnas.data import ImageData, load_data
+from hwnas.documents import LARGEST_MS
 from hwnas.errors import EnvironmentMismatchError, MeasurementError, RunError, UsageError
 from hwnas.latency.budget import Budget, feasible_range_ms, rounded_up
 from hwnas.latency.model import LatencyModel
@@ -26,10 +27,6 @@ log = logging.getLogger("hwnas")
 
 DEFAULT_TARGET = 0.5
 """Position of the default target between the fastest (0) and the slowest (1) network."""
-
-
-LARGEST_MS = 1e9
-"""No latency comes near; see ``Milliseconds`` in ``hwnas.documents``."""
 
 
 def default_target_ms(model: LatencyModel) -> float:

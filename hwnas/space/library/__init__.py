@@ -79,5 +79,10 @@ def spelled(name: str, options: Mapping[str, float], *, flags: Sequence[str] = F
     """
     known = inspect.signature(SPACES[name]).parameters if name in SPACES else {}
     chosen = {key: value for key, value in options.items() if key not in known or value != known[key].default}
-    behind = ",".join(f"{key}={value}" for key, value in chosen.items() if key not in flags)
+    behind = listed({key: value for key, value in chosen.items() if key not in flags})
     return {"space": f"{name}:{behind}" if behind else name, **{key: chosen[key] for key in flags if key in chosen}}
+
+
+def listed(options: Mapping[str, float]) -> str:
+    """Options as ``NAME=NUMBER,NAME=NUMBER``, which commands read behind the name of a space and after ``--proxy``."""
+    return ",".join(f"{key}={value}" for key, value in options.items())
